@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+PY := .venv/bin/python
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test lint types format system-deps clean
+
+demo: .venv
+	$(PY) -m experiments.demo --workdir=runs/demo
+
+test: lint types
+	$(PY) -m pytest -n 2 --dist worksteal
+
+lint: .venv
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: .venv
+	.venv/bin/basedpyright
+
+format: .venv
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# The folder carries the lock's date, so a changed lock installs anew.
+.venv: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optlab needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch .venv
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
