@@ -1,0 +1,15 @@
+"""optlab: the JAX home of the optimizers that come after Adam."""
+
+from optlab import registry as registry
+from optlab.compose import by_role as by_role
+from optlab.compose import current_learning_rate as current_learning_rate
+from optlab.describe import describe as describe
+from optlab.optimizers.cosmos import cosmos as cosmos
+from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
+from optlab.orthogonalize import orthogonalize as orthogonalize
+from optlab.registry import register as register
+from optlab.roles import EMBEDDING as EMBEDDING
+from optlab.roles import VECTOR as VECTOR
+from optlab.roles import Matrix as Matrix
+from optlab.roles import default_roles as default_roles
+from optlab.schedules import uba_schedule as uba_schedule

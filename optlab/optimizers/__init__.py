@@ -1,0 +1,1 @@
+"""One file an optimizer; `optlab` gathers their names."""

@@ -1,0 +1,55 @@
+"""Checks of arguments that are plain numbers.
+
+Rates and betas may also be traced arrays, which `optax.inject_hyperparams` passes;
+those go through unseen.
+"""
+
+import math
+import numbers
+from typing import Any
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, numbers.Number)
+
+
+def positive_int(**values: Any) -> None:
+    """Raises `ValueError` for what is no integer of at least one."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def non_negative_int(**values: Any) -> None:
+    """Raises `ValueError` for what is no integer of at least zero."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or value < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+
+
+def positive(**values: Any) -> None:
+    """Raises `ValueError` for plain numbers that are not above zero and finite."""
+    for name, value in values.items():
+        if _plain(value) and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be > 0, got {value!r}")
+
+
+def non_negative(**values: Any) -> None:
+    """Raises `ValueError` for plain numbers that are negative or not finite."""
+    for name, value in values.items():
+        if _plain(value) and not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be >= 0, got {value!r}")
+
+
+def fraction(**values: Any) -> None:
+    """Raises `ValueError` for plain numbers outside `[0, 1)`."""
+    for name, value in values.items():
+        if _plain(value) and not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
+def one_of(allowed: tuple[str, ...], **values: Any) -> None:
+    """Raises `ValueError` for what is not among the allowed names."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}: {value!r}")

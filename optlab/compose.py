@@ -1,0 +1,222 @@
+"""How a transform becomes an optimizer: roles, decay, rates and state precision."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import checks
+from optlab.roles import Matrix, as_rule, path_name, tree_roles
+
+
+def state_dtype(x: Any, dtype: Any = None) -> Any:
+    """The dtype of state for a parameter: its own, and at least float32."""
+    return jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype
+
+
+def to_state_dtype(tree: Any, dtype: Any = None) -> Any:
+    """Casts a tree to the precision that state and arithmetic have."""
+    return jax.tree.map(lambda x: x.astype(state_dtype(x, dtype)), tree)
+
+
+def zero_state(params: Any, dtype: Any = None) -> Any:
+    """Zeros like the parameters, in the state's precision."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, state_dtype(p, dtype)), params)
+
+
+def bias_correction(decay: Any, t: jax.Array, dtype: Any) -> jax.Array:
+    """`1 - decay^t`, the weight that a decaying average has gathered by step `t`."""
+    return 1 - decay ** t.astype(dtype)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Casts each leaf to the dtype of its counterpart."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def in_state_dtype(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a transform on gradients and parameters of at least float32.
+
+    optax makes moments in the parameters' dtype, and in bfloat16 a second moment
+    with b2 = 0.999 never moves. The updates have the gradients' dtype again.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        return inner.init(to_state_dtype(params))
+
+    def update_fn(updates, state, params=None, **extra):
+        wide = None if params is None else to_state_dtype(params)
+        new, state = inner.update(to_state_dtype(updates), state, wide, **extra)
+        return cast_like(new, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def by_role(
+    matrices: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+    roles: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """One transform for the hidden matrices, another one for every other leaf.
+
+    Example:
+      >>> import optax, optlab
+      >>> tx = optlab.by_role(
+      ...     optax.chain(optlab.scale_by_cosmos(rank=8), optax.scale(-1e-2)),
+      ...     optax.adamw(1e-3),
+      ... )
+
+    Args:
+      matrices: for leaves whose role is `Matrix`.
+      others: for embeddings, heads and vectors.
+      roles: a rule, a tree of `optax.contrib.MuonDimensionNumbers`, or None for
+        `default_roles()`.
+
+    Returns:
+      The partition of the two.
+    """
+    rule = as_rule(roles)
+
+    def labels(params):
+        return jax.tree.map(
+            lambda role: "matrix" if isinstance(role, Matrix) else "adam",
+            tree_roles(params, rule),
+            is_leaf=lambda x: isinstance(x, Matrix),
+        )
+
+    return optax.partition(
+        {"matrix": matrices, "adam": others}, labels, mask_compatible_extra_args=True
+    )
+
+
+def descend(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`-lr (direction + weight_decay p)`, the end of every alias.
+
+    All of it in the state's precision, with one cast to the gradients' dtype.
+    """
+    checks.non_negative(weight_decay=weight_decay, learning_rate=learning_rate)
+    return in_state_dtype(
+        optax.chain(
+            direction,
+            optax.add_decayed_weights(weight_decay, _callable_mask(weight_decay_mask)),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    )
+
+
+def _callable_mask(mask: Any) -> Any:
+    """A tree of booleans as a function, which also serves parts of the tree."""
+    if mask is None or callable(mask):
+        return mask
+    entries = jax.tree_util.tree_flatten_with_path(mask)[0]
+
+    def of(path, _):
+        for prefix, value in entries:
+            if tuple(path[: len(prefix)]) == tuple(prefix):
+                return value
+        raise ValueError(f"weight_decay_mask says nothing about {path_name(path)!r}")
+
+    return lambda params: jax.tree_util.tree_map_with_path(of, params)
+
+
+def matrix_optimizer(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: Any,
+    weight_decay_mask: Any,
+    roles: Any,
+    adam_learning_rate: optax.ScalarOrSchedule | None,
+    adam_b1: Any,
+    adam_b2: Any,
+    adam_eps: Any,
+    adam_weight_decay: Any,
+    mu_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
+
+    These are the arguments that every matrix method of the library takes.
+
+    Args:
+      direction: the transform of the hidden matrices, without a rate.
+      learning_rate: of the hidden matrices, a number or a schedule.
+      weight_decay: decoupled, `learning_rate * weight_decay * p` a step.
+      weight_decay_mask: tree of booleans, or function of the parameters that gives
+        one: which leaves decay. None: all.
+      roles: a rule (`optlab.default_roles(...)`), or a tree of
+        `optax.contrib.MuonDimensionNumbers`. None: `default_roles()`.
+      adam_learning_rate: of the other leaves. None: `learning_rate`.
+      adam_b1: of the other leaves.
+      adam_b2: of the other leaves.
+      adam_eps: of the other leaves.
+      adam_weight_decay: of the other leaves. None: `weight_decay`.
+      mu_dtype: of all momenta. None: the parameters', and at least float32.
+
+    The methods take `distribute` as well: how the matrix work is spread, such as
+    `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    checks.fraction(adam_b1=adam_b1, adam_b2=adam_b2)
+    checks.non_negative(adam_eps=adam_eps)
+    if adam_learning_rate is None:
+        adam_learning_rate = learning_rate
+    else:
+        checks.non_negative(adam_learning_rate=adam_learning_rate)
+    if adam_weight_decay is None:
+        adam_weight_decay = weight_decay
+    else:
+        checks.non_negative(adam_weight_decay=adam_weight_decay)
+    adam = optax.scale_by_adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype)
+    return by_role(
+        descend(direction, learning_rate, weight_decay, weight_decay_mask),
+        descend(adam, adam_learning_rate, adam_weight_decay, weight_decay_mask),
+        roles,
+    )
+
+
+def current_learning_rate(state: Any) -> dict[str, jax.Array]:
+    """The rates in force in an optimizer's state, by the name of their argument.
+
+    Reads the states of `optax.inject_hyperparams`, wherever they are in the tree. A
+    name that several of them hold gets the keys of its dictionaries in front:
+    `embeddings/learning_rate`, `blocks/learning_rate`.
+
+    Returns:
+      For instance `{"learning_rate": ..., "adam_learning_rate": ...}`; empty if
+      nothing was injected.
+    """
+    found = list(_injected(state, ()))
+    names = [name for _, name, _ in found]
+    return {
+        "/".join((*group, name) if names.count(name) > 1 else (name,)): value
+        for group, name, value in found
+    }
+
+
+def _injected(tree: Any, group: tuple[str, ...]) -> Iterator[tuple[Any, str, Any]]:
+    kinds = (optax.InjectStatefulHyperparamsState, optax.InjectHyperparamsState)
+    for path, node in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: isinstance(x, kinds)
+    ):
+        if isinstance(node, kinds):
+            keys = (str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
+            inside = (*group, *keys)
+            for name, value in node.hyperparams.items():
+                if name.endswith("learning_rate"):
+                    yield inside, name, value
+            yield from _injected(node.inner_state, inside)

@@ -1,0 +1,130 @@
+"""The table of what happens to which leaf: role, transform, decay, state bytes."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from optlab.roles import Matrix, Rule, View, path_name
+
+
+class Row(NamedTuple):
+    """One leaf of the parameters.
+
+    Attributes:
+      path: its path, keys joined by `/`.
+      shape: its shape.
+      role: "matrix 768x2048", "12 matrices 768x2048", "embedding" or "vector".
+      optimizer: the transforms that keep state for it, such as "cosmos".
+      decay: whether weight decay reaches it.
+      state_bytes: bytes of that state.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    role: str
+    optimizer: str
+    decay: bool
+    state_bytes: int
+
+
+class Description(tuple[Row, ...]):
+    """Rows that print as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        cells = [("path", "shape", "role", "optimizer", "decay", "state bytes")]
+        for row in self:
+            size = "x".join(map(str, row.shape)) or "scalar"
+            decay = "yes" if row.decay else "no"
+            state = f"{row.state_bytes:,}"
+            cells.append((row.path, size, row.role, row.optimizer, decay, state))
+        total = f"{sum(row.state_bytes for row in self):,}"
+        cells.append(("total", "", "", "", "", total))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for line in cells:
+            *left, last = zip(line, widths, strict=True)
+            text = [cell.ljust(width) for cell, width in left]
+            lines.append("  ".join([*text, last[0].rjust(last[1])]))
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join(lines)
+
+
+def describe(
+    params: Any,
+    rule: Rule,
+    tx: optax.GradientTransformation | None = None,
+    *,
+    decay_mask: Any = None,
+) -> Description:
+    """Says for every leaf what its role is and, given `tx`, what it is kept for it.
+
+    Args:
+      params: tree of arrays or of `jax.ShapeDtypeStruct`.
+      rule: what decides the roles, such as `optlab.default_roles()`.
+      tx: the optimizer; without it the last three columns are empty.
+      decay_mask: function of the parameters to a tree of booleans. None: all decay.
+
+    Returns:
+      One row a leaf; `str()` of it is the table.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    decays = (
+        [tx is not None] * len(leaves)
+        if decay_mask is None
+        else jax.tree.leaves(decay_mask(params))
+    )
+    state = [] if tx is None else list(_owned(jax.eval_shape(tx.init, params), (), ""))
+    owners: dict[tuple[Any, ...], list[str]] = {tuple(p): [] for p, _ in leaves}
+    sizes = dict.fromkeys(owners, 0)
+    for path, owner, leaf in state:
+        parameter = owning_parameter(path, owners)
+        if parameter is not None:
+            sizes[parameter] += math.prod(leaf.shape) * leaf.dtype.itemsize
+            if owner not in owners[parameter]:
+                owners[parameter].append(owner)
+    return Description(
+        Row(
+            path=path_name(path),
+            shape=tuple(leaf.shape),
+            role=_role(rule(path, leaf), leaf),
+            optimizer=", ".join(owners[tuple(path)]),
+            decay=bool(decay),
+            state_bytes=sizes[tuple(path)],
+        )
+        for (path, leaf), decay in zip(leaves, decays, strict=True)
+    )
+
+
+def owning_parameter(path: Any, parameters: Any) -> Any:
+    """The parameter whose path ends the path of a state leaf; the longest, or None."""
+    for start in range(len(path)):
+        if tuple(path[start:]) in parameters:
+            return tuple(path[start:])
+    return None
+
+
+def _role(role: Any, leaf: Any) -> str:
+    if not isinstance(role, Matrix):
+        return role.value
+    view = View.of(role, leaf.shape)
+    count = math.prod(view.stack)
+    size = f"{view.m}x{view.n}"
+    return f"{count} matrices {size}" if view.stack else f"matrix {size}"
+
+
+def _owned(node: Any, path: tuple[Any, ...], owner: str) -> Iterator[tuple]:
+    """State leaves with their paths and the name of the transform that made them."""
+    name = type(node).__name__
+    if hasattr(node, "_fields") and name.endswith("State"):
+        owner = name.removesuffix("State").removeprefix("ScaleBy").lower() or owner
+    children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
+    if children is None:
+        yield path, owner, node
+        return
+    for key, child in children[0]:
+        yield from _owned(child, (*path, key), owner)

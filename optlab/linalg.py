@@ -1,0 +1,83 @@
+"""Linear algebra of the matrix methods: arrays in, arrays out, stacks in front.
+
+Everything that a basis depends on runs at `Precision.HIGHEST`: the defaults of TPUs
+and of TF32 lose the small eigenvalues.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+
+def matmul(a: ArrayLike, b: ArrayLike) -> jax.Array:
+    """The product of two stacks of matrices at the highest precision."""
+    return jnp.asarray(jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
+
+
+def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
+    """Root of the sum of squares, without overflow or underflow of the squares."""
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0)
+    # A power of two, so that the division is exact.
+    _, exponent = jnp.frexp(scale)
+    safe = jnp.ldexp(jnp.ones_like(scale), exponent)
+    total = jnp.sum(jnp.square(x / safe), axis=axis, keepdims=True)
+    norm = jnp.sqrt(total) * safe
+    return norm if keepdims else jnp.squeeze(norm, axis)
+
+
+def cap_norm(x: jax.Array) -> jax.Array:
+    """Scales matrices `(..., m, n)` down to where products of two cannot overflow.
+
+    The cap is `finfo.max ** 0.4` (3e15 in float32), beyond any gradient that still
+    means something; below it the matrix comes back to the bit.
+    """
+    cap = float(jnp.finfo(x.dtype).max) ** 0.4
+    norm = frobenius_norm(x, axis=(-2, -1), keepdims=True)
+    return x * jnp.where(norm > cap, cap / norm, 1.0)
+
+
+def leading_left_singular_vectors(x: jax.Array, rank: int) -> jax.Array:
+    """The first `rank` left singular vectors of `(..., m, n)`, as `(..., m, rank)`.
+
+    They come from the smaller of the two Gram matrices, in descending order. Where
+    the singular value is zero any orthonormal completion is returned.
+    """
+    m, n = x.shape[-2:]
+    if m <= n:
+        vectors = jnp.linalg.eigh(matmul(x, x.mT))[1]
+        return vectors[..., ::-1][..., :rank]
+    vectors = jnp.linalg.eigh(matmul(x.mT, x))[1]
+    images = matmul(x, vectors[..., ::-1][..., :rank])
+    return orthonormal_basis(images)
+
+
+def orthonormal_basis(x: jax.Array) -> jax.Array:
+    """The orthogonal factor of the reduced QR of `(..., m, r)`, `r <= m`.
+
+    Columns keep their span's order: the first `k` of the result span the first `k`
+    of `x`. Rank-deficient input gives orthonormal columns all the same.
+    """
+    return jnp.linalg.qr(x)[0]
+
+
+def subspace_step(
+    basis: jax.Array, covariance: jax.Array, x: jax.Array, decay: ArrayLike
+) -> jax.Array:
+    """One step of subspace iteration for a decaying average of `X X^T`.
+
+    The average is held in its own basis, `U S U^T`, and the new basis is that of
+    `decay U S + (1 - decay) X (X^T U)`, so that no `(m, m)` matrix is formed.
+
+    Args:
+      basis: `U`, shape `(..., m, r)`, orthonormal columns.
+      covariance: `S`, shape `(..., r, r)`.
+      x: the new matrix, shape `(..., m, n)`.
+      decay: weight of the past, in `[0, 1)`.
+
+    Returns:
+      The new basis, shape `(..., m, r)`.
+    """
+    power = matmul(x, matmul(x.mT, basis))
+    average = decay * matmul(basis, covariance) + (1 - decay) * power
+    return orthonormal_basis(jnp.asarray(average))

@@ -1,0 +1,262 @@
+"""COSMOS: SOAP in the leading eigenspace of the gradients, Muon in the rest of it.
+
+For a matrix `W` of shape `(d_in, d_out)` with gradient `G` at step `t = 1, 2, ...`::
+
+    M_t = b1 M_{t-1} + G
+    U_t = qr(b2 U_{t-1} S_{t-1} + (1-b2) G G^T U_{t-1}).Q       U_1: leading r of G
+    S_t = b2 T^T S_{t-1} T + (1-b2) (U_t^T G)(U_t^T G)^T        T = U_{t-1}^T U_t
+    V_t = b2 V_{t-1} + (1-b2) (U_t^T G)^2
+    N   = (G + b1 M_t) / (1 + b1 c1)                            c1 = (1-b1^t)/(1-b1)
+    A   = U_t [ U_t^T N / (sqrt(V_t / (1-b2^t)) + eps) ]
+    B   = NS_5(N - U_t U_t^T N),  scaled to RMS 1
+    direction = A + gamma B,  scaled to RMS 1
+
+Held against the authors' code, lliu606/COSMOS at commit 61de180. Deviations:
+
+* without Nesterov `N = M_t / c1`; theirs drops the momentum there.
+* `B` is zero where `N` lies in the span of `U_t` up to rounding (always at t = 1 for
+  gradients of rank up to r); theirs scales that rounding to a step of full size.
+* the AdamW half takes `adam_b1`; theirs has 0.1 and 0.9 written into it.
+* matrices are told from embeddings by role, not by `shape[0] <= 10000`.
+* a rank above the matrix is cut to `min(d_in, d_out)`; theirs crashes.
+* gradients with a norm above 3e15 (in float32) are scaled down to it.
+
+In their arguments, `learning_rate = lr * lr_ratio`, `weight_decay = wd / lr_ratio`,
+`adam_learning_rate = lr`, `adam_weight_decay = wd`, `adam_b2 = b2`, `adam_eps = eps`.
+
+References:
+  Liu et al., `COSMOS: A Hybrid Adaptive Optimizer for Memory-Efficient Training of
+  LLMs <https://arxiv.org/abs/2502.17410>`_, 2025.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optlab import checks
+from optlab.compose import (
+    bias_correction,
+    cast_like,
+    matrix_optimizer,
+    state_dtype,
+    to_state_dtype,
+    zero_state,
+)
+from optlab.linalg import (
+    cap_norm,
+    frobenius_norm,
+    leading_left_singular_vectors,
+    matmul,
+    subspace_step,
+)
+from optlab.orthogonalize import orthogonalize
+from optlab.roles import Distribute, as_rule, map_matrices, tree_views
+
+
+class ScaleByCosmosState(NamedTuple):
+    """State of COSMOS; stack axes stand in front of every factor."""
+
+    count: jax.Array  # ()
+    mu: optax.Updates  # M, as the parameters
+    basis: optax.Updates  # U, (..., d_in, r)
+    covariance: optax.Updates  # S, (..., r, r)
+    nu: optax.Updates  # V, (..., r, d_out)
+
+
+def _directions(
+    gradient: jax.Array,  # (S, m, n)
+    momentum: jax.Array,  # (S, m, n), the Nesterov average N
+    basis: jax.Array,  # (S, m, r)
+    covariance: jax.Array,  # (S, r, r)
+    nu: jax.Array,  # (S, r, n)
+    *,
+    t: jax.Array,
+    b2: Any,
+    eps: Any,
+    gamma: Any,
+    ns_steps: int,
+) -> tuple[jax.Array, ...]:
+    """One step on a stack: the direction and the new basis, covariance and nu."""
+    g, x = cap_norm(gradient), cap_norm(momentum)
+    # A scalar predicate: under vmap both branches would run.
+    new_basis = lax.cond(
+        t == 1,
+        lambda: leading_left_singular_vectors(g, basis.shape[-1]),
+        lambda: subspace_step(basis, covariance, g, b2),
+    )
+    turn = matmul(basis.mT, new_basis)
+    projected = matmul(new_basis.mT, g)
+    covariance = b2 * matmul(turn.mT, matmul(covariance, turn)) + (1 - b2) * matmul(
+        projected, projected.mT
+    )
+    nu = b2 * nu + (1 - b2) * jnp.square(projected)
+
+    inside = matmul(new_basis.mT, x)
+    correction = jnp.sqrt(bias_correction(b2, t, x.dtype))
+    adapted = matmul(new_basis, inside / (jnp.sqrt(nu) / correction + eps))
+    rest = x - matmul(new_basis, inside)
+    rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
+    ortho = _unit_rms(orthogonalize(rest, steps=ns_steps), eps)
+    ortho = jnp.where(_norm(rest) > rounding, ortho, jnp.zeros_like(ortho))
+    return _unit_rms(adapted + gamma * ortho, eps), new_basis, covariance, nu
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return frobenius_norm(x, axis=(-2, -1), keepdims=True)
+
+
+def _unit_rms(x: jax.Array, eps: Any) -> jax.Array:
+    return math.sqrt(x.shape[-2] * x.shape[-1]) * (x / (_norm(x) + eps))
+
+
+def scale_by_cosmos(
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    rank: int = 64,
+    gamma: Any = 0.2,
+    *,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of COSMOS, of RMS one, for trees of hidden matrices only.
+
+    See :func:`optlab.cosmos` for the arguments, and :mod:`optlab.optimizers.cosmos`
+    for the equations.
+
+    Returns:
+      The transform; its state holds `d_in d_out + r (d_in + r + d_out)` numbers a
+      matrix.
+
+    Raises:
+      ValueError: an argument is out of range, or a leaf is no matrix.
+    """
+    checks.fraction(b1=b1, b2=b2)
+    checks.non_negative(eps=eps, gamma=gamma)
+    checks.positive_int(rank=rank, ns_steps=ns_steps)
+    rule = as_rule(roles)
+
+    def init_fn(params):
+        views = tree_views(params, rule, "cosmos")
+
+        def zeros(shape):
+            return jax.tree.map(
+                lambda p, v: jnp.zeros(
+                    (*v.stack, *shape(v, min(rank, v.m, v.n))), state_dtype(p)
+                ),
+                *(params, views),
+            )
+
+        return ScaleByCosmosState(
+            count=jnp.zeros([], jnp.int32),
+            mu=zero_state(params, mu_dtype),
+            basis=zeros(lambda v, r: (v.m, r)),
+            covariance=zeros(lambda v, r: (r, r)),
+            nu=zeros(lambda v, r: (r, v.n)),
+        )
+
+    def update_fn(updates, state, params=None, **extra):
+        del params, extra
+        t = state.count + 1
+        gradients = to_state_dtype(updates)
+        mu = jax.tree.map(lambda g, m: b1 * m + g, gradients, state.mu)
+
+        def average(g, m):
+            weight = bias_correction(b1, t, g.dtype) / (1 - b1)
+            return (g + b1 * m) / (1 + b1 * weight) if nesterov else m / weight
+
+        directions, basis, covariance, nu = map_matrices(
+            partial(_directions, t=t, b2=b2, eps=eps, gamma=gamma, ns_steps=ns_steps),
+            tree_views(updates, rule, "cosmos"),
+            (gradients, jax.tree.map(average, gradients, mu)),
+            (state.basis, state.covariance, state.nu),
+            distribute=distribute,
+        )
+        mu = cast_like(mu, state.mu)
+        new_state = ScaleByCosmosState(t, mu, basis, covariance, nu)
+        return cast_like(directions, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def cosmos(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    rank: int = 64,
+    gamma: Any = 0.2,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    roles: Any = None,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """COSMOS on the hidden matrices, AdamW on embeddings, heads and vectors.
+
+    The update of a matrix has an RMS of exactly the learning rate. The equations and
+    the deviations from the authors' code stand in :mod:`optlab.optimizers.cosmos`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.cosmos(2e-2, rank=2, weight_decay=0.1)
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Args:
+      learning_rate: of the hidden matrices, a number or a schedule.
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the covariance and the second moment, in [0, 1).
+      eps: added to the denominators.
+      rank: of the basis, cut to the smaller side of each matrix. The paper takes 5%
+        of the width.
+      gamma: weight of the orthogonalized rest; the paper takes 0.25 to 0.5.
+      nesterov: whether the momentum looks one gradient ahead.
+      ns_steps: Newton-Schulz steps on the rest.
+      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    return matrix_optimizer(
+        scale_by_cosmos(
+            *(b1, b2, eps, rank, gamma),
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+            roles=roles,
+            mu_dtype=mu_dtype,
+            distribute=distribute,
+        ),
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,163 @@
+"""Optimizers by name, each with the extra arguments that its `update` needs.
+
+A factory is `factory(learning_rate, **its keyword arguments)`. A training loop reads
+the factory's signature for the arguments and `needs` for what it has to compute, so
+that it never asks for a name.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from optlab.compose import descend, matrix_optimizer
+from optlab.optimizers.cosmos import cosmos
+from optlab.roles import Matrix, as_rule, tree_roles, tree_views
+
+
+class Entry(NamedTuple):
+    """An optimizer of the registry.
+
+    Attributes:
+      name: what it is called.
+      factory: `factory(learning_rate, **kwargs)` to an optax transformation.
+      needs: extra arguments of `update` that the caller must supply, such as
+        `("hessian_diag",)`.
+    """
+
+    name: str
+    factory: Callable[..., optax.GradientTransformation]
+    needs: tuple[str, ...] = ()
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, factory: Callable, needs: tuple[str, ...] = ()) -> None:
+    """Adds an optimizer from outside, for the runner and the sweeps to use.
+
+    Raises:
+      ValueError: the name is taken by another factory.
+    """
+    if name in _ENTRIES and _ENTRIES[name].factory is not factory:
+        raise ValueError(f"name: {name!r} is registered already")
+    _ENTRIES[name] = Entry(name, factory, tuple(needs))
+
+
+def names() -> list[str]:
+    """The names of all optimizers, sorted."""
+    return sorted(_ENTRIES)
+
+
+def get(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+      ValueError: there is none; the message holds the nearest name and all others.
+    """
+    if name not in _ENTRIES:
+        near = difflib.get_close_matches(name, _ENTRIES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"unknown optimizer {name!r}: {hint}there are {', '.join(names())}"
+        )
+    return _ENTRIES[name]
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: Any = 0.9,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """optax's AdamW with state of at least float32."""
+    direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: Any = 0.9,
+    nesterov: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """optax's SGD with momentum, and decoupled decay."""
+    direction = optax.trace(momentum, nesterov)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: Any = 0.95,
+    nesterov: bool = True,
+    ns_steps: int = 5,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    roles: Any = None,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """optax's Muon behind our roles, with an update RMS of 0.2 like Moonlight's.
+
+    Stacked layers and convolutions are orthogonalized and embeddings are not; its own
+    default looks at the rank alone.
+    """
+    rule = as_rule(roles)
+
+    def numbers(tree):
+        return jax.tree.map(
+            lambda role: optax.contrib.MuonDimensionNumbers(role.rows, role.cols),
+            tree_roles(tree, rule),
+            is_leaf=lambda x: isinstance(x, Matrix),
+        )
+
+    def match_rms(updates, params=None):
+        del params
+        return jax.tree.map(
+            lambda u, view: 0.2 * math.sqrt(max(view.m, view.n)) * u,
+            *(updates, tree_views(updates, rule, "muon")),
+        )
+
+    direction = optax.chain(
+        optax.contrib.scale_by_muon(
+            ns_steps=ns_steps,
+            beta=momentum,
+            mu_dtype=mu_dtype,
+            nesterov=nesterov,
+            weight_dimension_numbers=numbers,
+        ),
+        optax.stateless(match_rms),
+    )
+    return matrix_optimizer(
+        direction,
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+    )
+
+
+register("adamw", adamw)
+register("cosmos", cosmos)
+register("muon", muon)
+register("sgd", sgd)
