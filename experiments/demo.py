@@ -1,0 +1,99 @@
+"""AdamW and COSMOS train the same small language model; a table and a figure compare.
+
+    python -m experiments.demo --workdir=runs/demo
+    python -m experiments.demo --workdir=runs/rates --rates=0.002,0.004,0.008
+
+With `--rates` both train at each of them, and `rates.md` and `rates.csv` list the
+losses; results/demo/ has the table that the demo's own rates come from. Runs that are
+complete are not run again.
+"""
+
+import csv
+import pathlib
+
+import rich.console
+import rich.table
+from absl import flags
+
+from experiments import command, report
+from experiments import config as configs
+from experiments.trainer import loop, workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder of the runs")
+_RATES = flags.DEFINE_list("rates", [], "learning rates to try, instead of the demo's")
+
+_CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "stdlib_lm.py"
+# Optimizer -> schedule, and the best rate of results/demo/rates.md.
+METHODS = {"adamw": ("cosine", 8e-3), "cosmos": ("uba", 8e-3)}
+
+
+def _train(folder: pathlib.Path, name: str, rate: float, overrides: list[str]) -> int:
+    """Trains one method, or finds it trained."""
+    schedule, _ = METHODS[name]
+    own = {
+        "optimizer.name": name,
+        "optimizer.learning_rate": rate,
+        "schedule.name": schedule,
+    }
+    words = [f"--config.{field}={value}" for field, value in own.items()]
+    config, changed = configs.load(str(_CONFIG), [*words, *overrides])
+    try:
+        return loop.train(config, str(folder), overrides=changed)
+    except workdir.WorkdirInUse:
+        raise
+    except configs.UserError:  # interrupted, or left by another version of the demo
+        return loop.train(config, str(folder), overrides=changed, overwrite=True)
+
+
+def _compare(folder: pathlib.Path, overrides: list[str]) -> int:
+    for name, (_, rate) in METHODS.items():
+        status = _train(folder / name, name, rate, overrides)
+        if status:
+            return status
+    runs = report.load_runs([folder / name for name in METHODS])
+    figure = report.write_report(runs, folder / "report")
+    _print(report.table(runs))
+    print(f"figure: {figure}")
+    return 0
+
+
+def _try_rates(folder: pathlib.Path, rates: list[float], overrides: list[str]) -> int:
+    folders = {
+        (name, rate): folder / f"{name}-{rate:g}" for name in METHODS for rate in rates
+    }
+    for (name, rate), run in folders.items():
+        status = _train(run, name, rate, overrides)
+        if status in (130, 143):
+            return status
+    rows = report.table(report.load_runs(folders.values()))
+    _print(rows)
+    (folder / "rates.md").write_text(report.markdown(rows))
+    with (folder / "rates.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return 0
+
+
+def _print(rows: list[dict[str, str]]) -> None:
+    shown = rich.table.Table(*rows[0])
+    for row in rows:
+        shown.add_row(*row.values())
+    rich.console.Console().print(shown)
+
+
+def main(positional: list[str], overrides: list[str]) -> int:
+    """Trains both methods and compares them."""
+    command.no_arguments(positional)
+    try:
+        rates = [float(rate) for rate in _RATES.value]
+    except ValueError as error:
+        raise configs.UserError(f"--rates: {error}, allowed numbers") from error
+    folder = pathlib.Path(_WORKDIR.value)
+    if rates:
+        return _try_rates(folder, rates, overrides)
+    return _compare(folder, overrides)
+
+
+if __name__ == "__main__":
+    command.run(main)

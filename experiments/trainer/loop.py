@@ -1,0 +1,250 @@
+"""The training loop: from a config and a folder to a trained model and its records."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+import optlab
+from experiments.config import UserError
+from experiments.tasks import TASKS
+from experiments.trainer import optimizer as optimizers
+from experiments.trainer.metrics import MetricsWriter, finite_or_none
+from experiments.trainer.progress import Progress
+from experiments.trainer.state import init_state, leaf_names, tree_bytes
+from experiments.trainer.step import make_train_step
+from experiments.trainer.workdir import Workdir, provenance
+
+_STATUS = {"completed": 0, "diverged": 3, "interrupted": 130, "preempted": 143}
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "preempted"}
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    overrides: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Trains, or finds that the folder holds this very run completed.
+
+    Args:
+      config: from `experiments.config.load`.
+      workdir: the run's folder.
+      overrides: fields that the command line set, for the record.
+      overwrite: remove what an earlier run left there.
+
+    Returns:
+      The exit status: 0 completed, 3 diverged, 130 and 143 stopped by a signal.
+
+    Raises:
+      UserError: if the config cannot be trained or the folder not be used; nothing has
+        been compiled then, and the folder is as it was.
+    """
+    run = _Run(config)
+    folder = Workdir(workdir, config, overwrite=overwrite)
+    try:
+        if folder.result is not None:
+            print(f"{workdir} is complete: val_loss {folder.result['val_loss']:.4f}")
+            return 0
+        folder.write_json(
+            "config.json",
+            {
+                "config": config.to_dict(),
+                "overrides": overrides or {},
+                "data_digest": run.task.digest,
+                **provenance(),
+            },
+        )
+        with _stop_requests() as stop:
+            result = run.execute(folder, stop)
+        return _STATUS[result["reason"]]
+    finally:
+        folder.close()
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[str]]:
+    """Gathers the reasons of SIGINT and SIGTERM, for the loop to see between steps."""
+    reasons: list[str] = []
+
+    def remember(number, frame):
+        del frame
+        reasons.append(_SIGNALS[signal.Signals(number)])
+        # A second signal of the kind ends the process at once.
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, remember) for number in _SIGNALS}
+    try:
+        yield reasons
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """One training run; building it checks the config, and compiles nothing."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.config = config
+        try:
+            self.task = TASKS[config.task.name](config)
+            self.tx, self.peaks = optimizers.make_optimizer(config, self.task.roles)
+            schedule = optimizers.make_schedule(config)
+            self.step = make_train_step(
+                self.task,
+                self.tx,
+                schedule,
+                needs=optlab.registry.get(config.optimizer.name).needs,
+                accumulate=config.train.accumulate,
+                clip_norm=config.train.clip_norm,
+            )
+            self.abstract = jax.eval_shape(self._init, np.uint32(0))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--config: {str(error).splitlines()[0]}") from error
+        few = config.train.steps < 1000
+        self.log_every = config.train.log_every or (1 if few else 10)
+
+    def _init(self, seed):
+        return init_state(self.task, self.tx, seed)
+
+    def execute(self, folder: Workdir, stop: list[str]) -> dict[str, Any]:
+        """Trains until the last step, a signal, or too many bad steps."""
+        started = time.perf_counter()
+        progress = Progress(folder.path, self.config.train.steps)
+        metrics = MetricsWriter(folder.path)
+        result = {
+            "val_loss": None,
+            "best_val_loss": None,
+            "steps": 0,
+            "seconds": 0.0,
+            "peak_memory_bytes": None,
+            "optimizer_state_bytes": tree_bytes(self.abstract.opt_state.inner_state),
+            "reason": "failed",
+        }
+        try:
+            self._train(progress, metrics, result, stop)
+        except BaseException as error:
+            progress.line(f"failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            result["total_seconds"] = time.perf_counter() - started
+            folder.write_json("result.json", finite_or_none(result))
+            metrics.close()
+            progress.close()
+        return result
+
+    def _train(self, progress, metrics, result, stop) -> None:
+        train = self.config.train
+        for field in optimizers.unused_fields(self.config):
+            progress.line(f"{field} is set, {self.config.optimizer.name} has none")
+        roles = self.task.roles
+        table = optlab.describe(
+            self.abstract.params,
+            roles,
+            self.tx,
+            decay_mask=optimizers.decay_mask(roles),
+        )
+        progress.line(str(table))
+        peaks = {name: np.float32(value) for name, value in self.peaks.items()}
+        batches = self.task.train_iterator(self.config.seed)
+        evaluation = [jax.device_put(batch) for batch in self.task.eval_batches()]
+        state = jax.jit(self._init)(np.uint32(self.config.seed))
+        position = batches.get_state()
+        compiled = (
+            jax.jit(self.step, donate_argnums=0)
+            .lower(state, next(batches), peaks)
+            .compile()
+        )
+        batches.set_state(position)
+        eval_loss = jax.jit(self.task.eval_loss)
+        eval_loss(state.params, evaluation[0]).block_until_ready()
+        leaves = leaf_names(self.abstract.params)
+
+        def evaluate() -> float:
+            losses = [eval_loss(state.params, batch) for batch in evaluation]
+            return float(np.mean(jax.device_get(losses)))
+
+        def emit(done: int, values: dict[str, Any], **more: float) -> None:
+            """Fetches a step's metrics, which waits for the device, and writes them."""
+            nonlocal mark
+            values = jax.tree.map(lambda x: x.item(), jax.device_get(values))
+            now = time.perf_counter()
+            elapsed, mark = now - mark, now
+            steps = done - result["steps"]
+            result["seconds"] += elapsed
+            result["steps"] = done
+            bad_steps, leaf = values.pop("bad_steps"), values.pop("bad_leaf")
+            record = {
+                "step": done,
+                **values,
+                "tokens": done * self.task.tokens_per_batch,
+                "step_seconds": elapsed / steps,
+                "tokens_per_second": steps * self.task.tokens_per_batch / elapsed,
+                "seconds": result["seconds"],
+            }
+            if bad_steps:
+                where = f"the gradient of {leaves[leaf]}" if leaf >= 0 else "the loss"
+                record["bad_steps"] = bad_steps
+                progress.line(
+                    f"step {done}: {where} is not finite, skipped "
+                    f"({bad_steps} in a row)"
+                )
+            if done in due:
+                record["val_loss"] = evaluate()
+                _note(result, record["val_loss"])
+                mark = time.perf_counter()
+            metrics.write(record)
+            progress.update(record)
+            if bad_steps >= train.max_bad_steps:
+                result["reason"] = "diverged"
+
+        due = {*range(train.eval_every, train.steps, train.eval_every), train.steps}
+        pending = None
+        progress.start()
+        mark = time.perf_counter()
+        for done in range(1, train.steps + 1):
+            state, values = compiled(state, next(batches), peaks)
+            # One step late: the device has the next step to work on meanwhile.
+            if pending:
+                emit(*pending)
+            pending = (done, values) if done % self.log_every == 0 else None
+            if done in due or stop:
+                emit(done, values)
+                pending = None
+            if stop or result["reason"] == "diverged":
+                break
+        result["peak_memory_bytes"] = _peak_memory(compiled)
+        if stop:
+            result["reason"] = stop[0]
+        elif result["reason"] != "diverged":
+            good = math.isfinite(result["val_loss"])
+            result["reason"] = "completed" if good else "diverged"
+        progress.line(f"{result['reason']} after {result['steps']} steps")
+
+
+def _note(result: dict[str, Any], val_loss: float) -> None:
+    best = result["best_val_loss"]
+    result["val_loss"] = val_loss
+    if math.isfinite(val_loss) and (best is None or val_loss < best):
+        result["best_val_loss"] = val_loss
+
+
+def _peak_memory(compiled) -> int:
+    """The device's own peak, or what the compiled step holds where it keeps none."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    plan = compiled.memory_analysis()
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        + plan.temp_size_in_bytes
+        - plan.alias_size_in_bytes
+    )

@@ -1,0 +1,50 @@
+"""What a training run carries from step to step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab.roles import path_name
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint must hold, save for the position in the data.
+
+    Attributes:
+      step: int32, training steps done, skipped ones among them.
+      params: nested dictionary of arrays.
+      opt_state: of `optax.inject_hyperparams`.
+      key: typed PRNG key; each step folds its number in.
+      bad_steps: int32, skipped steps in a row up to now.
+    """
+
+    step: jax.Array
+    params: optax.Params
+    opt_state: optax.OptState
+    key: jax.Array
+    bad_steps: jax.Array
+
+
+def init_state(task, tx: optax.GradientTransformation, seed: jax.Array) -> TrainState:
+    """The state before the first step; pure, to be compiled with its shardings."""
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    params = task.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        key=step_key,
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def leaf_names(tree) -> list[str]:
+    """The path of every leaf, in the order of the leaves."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def tree_bytes(tree) -> int:
+    """Bytes of all arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

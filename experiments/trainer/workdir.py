@@ -1,0 +1,148 @@
+"""A run's folder: who may write to it, what says that it is done."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from experiments.config import UserError, flatten
+
+# All that a run writes, and `overwrite` removes.
+_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt", "tensorboard")
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain")
+
+
+class WorkdirInUse(UserError):
+    """Another process writes to the folder."""
+
+    status = 4
+
+
+class Workdir:
+    """The folder of one run, locked for as long as this object lives.
+
+    The lock belongs to the process: it goes when the process does, however it ends.
+    """
+
+    def __init__(self, path: str, config, *, overwrite: bool = False):
+        """Opens or makes the folder, and changes nothing in it that was there.
+
+        Args:
+          path: of the folder.
+          config: of the run to come.
+          overwrite: remove what an earlier run left.
+
+        Raises:
+          WorkdirInUse: if another process holds it.
+          UserError: if it cannot be written, or holds another run or part of one.
+        """
+        self.path = pathlib.Path(path)
+        # The same form that config.json gives back: a tuple is a list there.
+        self._fields = json.loads(json.dumps(flatten(config)))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(f"--workdir: {error.filename}: {error.strerror}") from error
+        self._lock = os.fdopen(lock)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise WorkdirInUse(
+                f"--workdir: {self.path} is in use by another run"
+            ) from error
+        try:
+            if overwrite:
+                self._clear()
+            self.result = self._previous_result()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._lock.close()
+
+    def _clear(self) -> None:
+        for name in _FILES:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _previous_result(self) -> dict[str, Any] | None:
+        """The result of a completed run of the same config, None in an empty folder."""
+        choose = "choose another folder or pass --overwrite"
+        try:
+            before = flatten_json(json.loads(self._read("config.json"))["config"])
+            result = json.loads(self._read("result.json"))
+        except (FileNotFoundError, ValueError, KeyError):
+            left = [name for name in _FILES if (self.path / name).exists()]
+            if not left:
+                return None
+            raise UserError(
+                f"--workdir: {self.path} holds an unfinished run, {choose}"
+            ) from None
+        for field in sorted(before.keys() | self._fields.keys()):
+            old, new = before.get(field), self._fields.get(field)
+            if old != new:
+                raise UserError(
+                    f"--workdir: {self.path} holds a run with {field}={old!r}, "
+                    f"not {new!r}; {choose}"
+                )
+        if result["reason"] != "completed":
+            raise UserError(
+                f"--workdir: {self.path} holds a run that was {result['reason']}, "
+                f"{choose}"
+            )
+        return result
+
+    def _read(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes a whole file or none."""
+        temporary = self.path / f"{name}.new"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(self.path / name)
+
+
+def flatten_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted path."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten_json(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: the code, the packages, the devices."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        commit, changes = (
+            subprocess.run(
+                [*git, *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        commit, changes = None, None
+    return {
+        "git_commit": commit,
+        "git_dirty": None if changes is None else bool(changes),
+        "python": sys.version.split()[0],
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [device.device_kind for device in jax.devices()],
+    }
