@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optlab import checks
 from optlab.compose import descend, matrix_optimizer
 from optlab.optimizers.cosmos import cosmos
 from optlab.roles import Matrix, as_rule, tree_roles, tree_views
@@ -78,6 +79,8 @@ def adamw(
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """optax's AdamW with state of at least float32."""
+    checks.fraction(b1=b1, b2=b2)
+    checks.non_negative(eps=eps)
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
     return descend(direction, learning_rate, weight_decay, weight_decay_mask)
 
@@ -91,6 +94,7 @@ def sgd(
     weight_decay_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """optax's SGD with momentum, and decoupled decay."""
+    checks.fraction(momentum=momentum)
     direction = optax.trace(momentum, nesterov)
     return descend(direction, learning_rate, weight_decay, weight_decay_mask)
 
@@ -116,6 +120,8 @@ def muon(
     Stacked layers and convolutions are orthogonalized and embeddings are not; its own
     default looks at the rank alone.
     """
+    checks.fraction(momentum=momentum)
+    checks.positive_int(ns_steps=ns_steps)
     rule = as_rule(roles)
 
     def numbers(tree):

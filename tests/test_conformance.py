@@ -1,0 +1,298 @@
+"""Every registry entry keeps the same promises over one tree of all kinds of leaves."""
+
+import inspect
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import optlab
+from optlab.registry import get, names
+from tests.conformance import (
+    LAYOUTS,
+    MATRICES,
+    OWN_TRANSFORM,
+    ROLES,
+    SHAPES,
+    extras,
+    jitted,
+    layout,
+    make,
+    zoo,
+)
+
+# One worker compiles what one optimizer needs.
+every_entry = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names()]
+)
+
+
+def assert_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert np.isfinite(np.asarray(leaf, np.float64)).all()
+
+
+def assert_close(tree, expected):
+    """Equal to float32's rounding, leaf by leaf, as seen from the largest entry."""
+
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4 * np.abs(b).max())
+
+    jax.tree.map(compare, tree, expected)
+
+
+@every_entry
+def test_every_matrix_has_state_of_the_method_itself(name):
+    rows = optlab.describe(zoo(), ROLES, make(name))
+    matrices = {row.path: row for row in rows if row.role.startswith(("matrix", "2 "))}
+    assert set(matrices) == MATRICES
+    for row in matrices.values():
+        assert OWN_TRANSFORM.get(name, name) in row.optimizer
+        assert row.state_bytes > 0
+
+
+@every_entry
+def test_state_layout_is_pinned(name):
+    assert layout(name) == json.loads(LAYOUTS.read_text())[name]
+
+
+@every_entry
+def test_first_steps_descend_and_compile_once(name):
+    tx, update = jitted(name)
+    params, target = zoo(), zoo(seed=1)
+
+    def distance(p):
+        return sum(
+            jnp.sum(x)
+            for x in jax.tree.leaves(jax.tree.map(lambda a, b: (a - b) ** 2, p, target))
+        )
+
+    grad = jax.jit(jax.grad(distance))
+    state = tx.init(params)
+    compiled = update._cache_size()
+    start = distance(params)
+    for _ in range(4):
+        updates, state = update(grad(params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert distance(params) < start
+    assert update._cache_size() <= compiled + 1
+
+
+@every_entry
+def test_structure_shapes_and_dtypes_are_stable_through_cond(name):
+    tx, _ = jitted(name)
+    params = zoo()
+
+    def step(grads, state, params):
+        new = tx.update(grads, state, params, **extras(name, grads))
+        return jax.lax.cond(True, lambda: new, lambda: (grads, state))
+
+    state = tx.init(params)
+    updates, new_state = jax.eval_shape(step, params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+
+
+@every_entry
+def test_bfloat16_parameters_have_float32_state(name):
+    params = zoo(jnp.bfloat16)
+    tx = make(name)
+    state = tx.init(params)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32), leaf.dtype
+    grads = zoo(jnp.bfloat16, seed=1)
+    updates, new_state = jax.jit(tx.update)(grads, state, params, **extras(name, grads))
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    assert_finite(updates)
+    # The arithmetic is float32's, with one cast at the end.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (grads, params))
+    expected, _ = jitted(name)[1](wide[0], state, wide[1])
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x.astype(jnp.float32), updates), expected, rtol=1e-2
+    )
+
+
+@every_entry
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
+def test_degenerate_gradients_stay_finite(name, scale):
+    tx, update = jitted(name)
+    params = zoo()
+    state = tx.init(params)
+    for factor in (scale, scale, 1.0):
+        updates, state = update(zoo(seed=1, scale=factor), state, params)
+        assert_finite(updates)
+    if scale < 1:
+        moved = jax.tree.map(lambda u: jnp.abs(u).max(), updates)
+        assert all(float(m) > 0 for m in jax.tree.leaves(moved))
+
+
+@every_entry
+def test_stacked_layers_equal_separate_ones(name):
+    tx = make(name)
+    stacked = {"layers": {"kernel": zoo()["layers"]["kernel"]}}
+    apart = {
+        f"layer{i}": {"kernel": k} for i, k in enumerate(stacked["layers"]["kernel"])
+    }
+    results = []
+    for params in (stacked, apart):
+        state, grads = tx.init(params), jax.tree.map(jnp.sin, params)
+        for _ in range(2):
+            updates, state = jax.jit(tx.update)(
+                grads, state, params, **extras(name, grads)
+            )
+        results.append(updates)
+    one = results[0]["layers"]["kernel"]
+    other = jnp.stack([u["kernel"] for u in results[1].values()])
+    assert_close(one, other)
+
+
+@every_entry
+def test_schedule_of_zero_drives_the_first_update(name):
+    if "learning_rate" not in inspect.signature(get(name).factory).parameters:
+        pytest.skip("it takes no rate")
+    tx = make(name, lambda count: jnp.where(count == 0, 0.0, 1e-2))
+    params = {"wide": {"kernel": zoo()["wide"]["kernel"]}}
+    grads = jax.tree.map(jnp.cos, params)
+    update = jax.jit(tx.update)
+    state = tx.init(params)
+    first, state = update(grads, state, params, **extras(name, grads))
+    second, state = update(grads, state, params, **extras(name, grads))
+    third, _ = update(grads, state, params, **extras(name, grads))
+    assert not np.any(first["wide"]["kernel"])
+    # SOAP's first call only makes its bases, and moves nothing whatever the rate.
+    assert np.any(second["wide"]["kernel"]) and np.any(third["wide"]["kernel"])
+
+
+@every_entry
+def test_checkpoint_gives_the_state_back_to_the_bit(name, tmp_path):
+    tx, update = jitted(name)
+    params = zoo()
+    _, state = update(zoo(seed=1), tx.init(params), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            state,
+        )
+        restored = checkpointer.restore(tmp_path / "state", abstract)
+    chex.assert_trees_all_equal(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+@every_entry
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_accelerators_that_are_not_here(name, platform):
+    tx, _ = jitted(name)
+    params = zoo()
+    state = jax.eval_shape(tx.init, params)
+    jax.jit(lambda g, s, p: tx.update(g, s, p, **extras(name, g))).trace(
+        params, state, params
+    ).lower(lowering_platforms=(platform,))
+
+
+@every_entry
+def test_eight_devices_agree_with_one(name):
+    """Replicated under jit and under pmap, on eight devices."""
+    tx, update = jitted(name)
+    params, grads = zoo(), zoo(seed=1)
+    state = tx.init(params)
+    expected, _ = update(grads, state, params)
+    everywhere = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P())
+    placed = jax.device_put((grads, state, params), everywhere)
+    result, _ = update(*placed)
+    assert_close(result, expected)
+    copies = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (8, *x.shape)), (grads, state, params)
+    )
+    mapped, _ = jax.pmap(lambda g, s, p: tx.update(g, s, p, **extras(name, g)))(*copies)
+    for device in (0, 7):
+        assert_close(jax.tree.map(lambda x, d=device: x[d], mapped), expected)
+
+
+@every_entry
+def test_works_inside_optax_wrappers(name):
+    """All in one program, over one matrix, one vector and one embedding."""
+    full = zoo()
+    params = {k: full[k] for k in ("embed", "norm", "square")}
+    grads = jax.tree.map(jnp.cos, params)
+    fed = optax.GradientTransformationExtraArgs(
+        make(name).init,
+        lambda g, s, p=None, **_: make(name).update(g, s, p, **extras(name, g)),
+    )
+    wrapped = {
+        "plain": make(name),
+        "chain": optax.chain(optax.clip_by_global_norm(1e6), make(name)),
+        "partition": optax.partition(
+            {"a": make(name), "b": optax.set_to_zero()},
+            {"embed": "a", "norm": "b", "square": "a"},
+            mask_compatible_extra_args=True,
+        ),
+        "masked": optax.masked(
+            make(name),
+            {"embed": True, "norm": False, "square": True},
+            mask_compatible_extra_args=True,
+        ),
+        "inject": optax.inject_hyperparams(
+            lambda learning_rate: make(name, learning_rate),
+            hyperparam_dtype=jnp.float32,
+        )(learning_rate=1e-2),
+        "finite": optax.apply_if_finite(make(name), 3),
+        "multi": optax.MultiSteps(make(name), 2),
+        "lookahead": optax.lookahead(fed, 2, 0.5),
+        "schedule_free": optax.contrib.schedule_free(fed, 1e-2, b1=0.9),
+    }
+
+    @jax.jit
+    def two_steps(grads, params):
+        results = {}
+        for key, tx in wrapped.items():
+            p = params
+            if key == "lookahead":
+                p = optax.LookaheadParams.init_synced(params)
+            state = tx.init(p)
+            for _ in range(2):
+                updates, state = tx.update(grads, state, p, **extras(name, grads))
+            results[key] = updates
+        return results
+
+    results = two_steps(grads, params)
+    plain = results.pop("plain")
+    for key in ("chain", "inject", "finite"):
+        assert_close(results[key], plain)
+    assert_finite(results)
+    assert not np.any(results["partition"]["norm"]["scale"])
+    np.testing.assert_array_equal(
+        results["masked"]["norm"]["scale"], grads["norm"]["scale"]
+    )
+
+
+def _bad_arguments():
+    """One value out of range for each argument that has a range."""
+    bad = {
+        **dict.fromkeys(("b1", "b2", "momentum", "adam_b1", "adam_b2"), 1.0),
+        **dict.fromkeys(("weight_decay", "eps", "adam_eps", "learning_rate"), -1.0),
+        **dict.fromkeys(("rank", "ns_steps"), 0),
+        "gamma": float("nan"),
+    }
+    for name in names():
+        for argument in inspect.signature(get(name).factory).parameters:
+            if argument in bad:
+                yield pytest.param(name, argument, bad[argument])
+
+
+@pytest.mark.parametrize(("name", "argument", "value"), _bad_arguments())
+def test_an_argument_out_of_range_is_named(name, argument, value):
+    kwargs = {"learning_rate": 1e-2, argument: value}
+    with pytest.raises(ValueError, match=argument):
+        get(name).factory(**kwargs)
+
+
+def test_the_zoo_is_what_the_suite_says():
+    assert len(jax.tree.leaves(SHAPES, is_leaf=lambda x: isinstance(x, tuple))) == 13
