@@ -137,7 +137,8 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             rest.append(word)
             continue
         follows = argv[i + 1] if i + 1 < len(argv) else "--"
-        if "=" not in word and not re.match(r"--", follows):
+        named = "=" in word or re.match(r"--?no", word)
+        if not named and not re.match(r"-[-a-zA-Z]", follows):
             word = f"{word}={follows}"
             next(words)
         overrides.append(word)
@@ -181,7 +182,7 @@ def load(
     try:
         values(["", *overrides])
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_wrong_type(str(error), given, allowed)) from error
+        raise UserError(_wrong_type(str(error), given, config)) from error
     config = values.config
     _check(config)
     parsed = flatten(config)
@@ -294,16 +295,16 @@ def _not_allowed(path: str, value: Any, choices: Iterable[str]) -> str:
     return f"--config.{path}: given {value!r}, allowed {', '.join(choices)}{near}"
 
 
-def _wrong_type(message: str, given: list, allowed: dict[str, Any]) -> str:
+def _wrong_type(message: str, given: list, config: ml_collections.ConfigDict) -> str:
     """absl's complaint about one override, in our own words."""
     for match in given:
-        if f"config.{match[2]}=" not in message and match[2] not in message.split():
-            continue
-        default = allowed[match[2]]
-        kind = "number" if default is None else type(default).__name__
-        return (
-            f"--config.{match[2]}: given {match[3]!r}, allowed a value of type {kind}"
-        )
+        if f"config.{match[2]}=" in message:
+            *parents, name = match[2].split(".")
+            section = config
+            for parent in parents:
+                section = section[parent]
+            given_type = f"{match[3]!r}, allowed {section.get_type(name).__name__}"
+            return f"--config.{match[2]}: given {given_type}"
     return f"--config: {message.splitlines()[0]}"
 
 

@@ -45,7 +45,8 @@ def _train(folder: pathlib.Path, name: str, rate: float, overrides: list[str]) -
         return loop.train(config, str(folder), overrides=changed, overwrite=True)
 
 
-def _compare(folder: pathlib.Path, overrides: list[str]) -> int:
+def compare(folder: pathlib.Path, overrides: list[str]) -> int:
+    """Trains both methods at their best rates; a table, a figure, the exit status."""
     for name, (_, rate) in METHODS.items():
         status = _train(folder / name, name, rate, overrides)
         if status:
@@ -57,7 +58,8 @@ def _compare(folder: pathlib.Path, overrides: list[str]) -> int:
     return 0
 
 
-def _try_rates(folder: pathlib.Path, rates: list[float], overrides: list[str]) -> int:
+def try_rates(folder: pathlib.Path, rates: list[float], overrides: list[str]) -> int:
+    """Trains both methods at every rate; rates.md, rates.csv, the exit status."""
     folders = {
         (name, rate): folder / f"{name}-{rate:g}" for name in METHODS for rate in rates
     }
@@ -91,8 +93,8 @@ def main(positional: list[str], overrides: list[str]) -> int:
         raise configs.UserError(f"--rates: {error}, allowed numbers") from error
     folder = pathlib.Path(_WORKDIR.value)
     if rates:
-        return _try_rates(folder, rates, overrides)
-    return _compare(folder, overrides)
+        return try_rates(folder, rates, overrides)
+    return compare(folder, overrides)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One training step: gradients, clipping, rates, update, and what is measured."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,23 +53,23 @@ def make_train_step(
     """
     if needs not in GRADIENTS:
         raise ValueError(f"no training step supplies {', '.join(needs)}")
-    gradients_of = GRADIENTS[needs]
+    gradients_of = functools.partial(GRADIENTS[needs], task.loss)
 
     def gradients(params, batch, key):
         if accumulate == 1:
-            return gradients_of(task.loss, params, batch, key)
+            return gradients_of(params, batch, key)
         micro = jax.tree.map(
             lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]),
             batch,
         )
 
         def add(total, part):
-            new = gradients_of(task.loss, params, *part)
+            new = gradients_of(params, *part)
             return jax.tree.map(jnp.add, total, new), None
 
         parts = (micro, jax.random.split(key, accumulate))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients_of, task.loss, params, *first)
+        shapes = jax.eval_shape(gradients_of, params, *first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / accumulate, total)

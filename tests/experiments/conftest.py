@@ -1,0 +1,36 @@
+"""A model small enough that a run takes a few seconds."""
+
+import pytest
+
+from experiments import config as configs
+
+SMALL = {
+    "model.width": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.hidden": 48,
+    "task.context": 16,
+    "task.eval_windows": 32,
+    "train.batch_size": 8,
+    "train.steps": 20,
+    "train.eval_every": 10,
+}
+
+
+def small_arguments(**changes) -> list[str]:
+    """Overrides of a small run; `train__steps=5` sets `train.steps`."""
+    fields = SMALL | {name.replace("__", "."): v for name, v in changes.items()}
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+@pytest.fixture
+def small():
+    """Loads the demo's config at a small size, with changes."""
+    return lambda **changes: configs.load(
+        "configs/stdlib_lm.py", small_arguments(**changes)
+    )[0]
+
+
+@pytest.fixture(autouse=True)
+def _in_repository(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)

@@ -1,0 +1,173 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import optax
+import pytest
+
+import optlab
+from experiments import config as configs
+
+FILE = "configs/stdlib_lm.py"
+
+
+def load(*overrides):
+    return configs.load(FILE, overrides)[0]
+
+
+@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*.py")), ids=str)
+def test_every_config_file_holds_every_field_and_only_those(path):
+    config, _ = configs.load(str(path))
+    flat = {name for name in configs.flatten(config) if ".kwargs" not in name}
+    assert flat == set(configs.FIELDS)
+    assert config.is_locked
+
+
+def test_kwargs_come_from_the_factory_and_take_overrides():
+    config = load("--config.optimizer.name=cosmos", "--config.optimizer.kwargs.rank=8")
+    assert config.optimizer.kwargs.rank == 8
+    assert config.optimizer.kwargs.gamma == 0.2
+    assert config.optimizer.kwargs.mu_dtype is None
+    assert "learning_rate" not in config.optimizer.kwargs
+    # The schedule's arguments change with its name, whichever comes first.
+    config = load("--config.schedule.kwargs.phi=2", "--config.schedule.name=uba")
+    assert config.schedule.kwargs.phi == 2.0
+    assert "phi" not in load().schedule.kwargs
+
+
+def test_every_registered_optimizer_fills_its_kwargs():
+    for name in optlab.registry.names():
+        assert load(f"--config.optimizer.name={name}").optimizer.name == name
+
+
+def test_an_optimizer_from_outside_is_a_name_like_any_other(monkeypatch):
+    def plain(learning_rate, *, damping: float | None = None, power: int = 2):
+        del damping, power
+        return optax.sgd(learning_rate)
+
+    monkeypatch.setattr(optlab.registry, "_ENTRIES", dict(optlab.registry._ENTRIES))
+    optlab.register("plain", plain)
+    config = load(
+        "--config.optimizer.name=plain", "--config.optimizer.kwargs.damping=3"
+    )
+    assert config.optimizer.kwargs.to_dict() == {"damping": 3.0, "power": 2}
+
+
+def test_overrides_are_recorded_as_values():
+    _, changed = configs.load(FILE, ["--config.train.steps=7", "--config.model.remat"])
+    assert changed == {"train.steps": 7, "model.remat": True}
+
+
+def test_arguments_are_parted():
+    given = ["p", "--config=f", "--config.a=1", "--config.b", "2", "--noconfig.c", "-v"]
+    overrides, rest = configs.split_arguments(given)
+    assert overrides == ["--config.a=1", "--config.b=2", "--noconfig.c"]
+    assert rest == ["p", "--config=f", "-v"]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.stps=3", ["train.stps", "no such field", "nearest: train.steps"]),
+        ("optimiser.name=adamw", ["optimiser.name", "optimizer.name"]),
+        ("train=3", ["--config.train", "no such field"]),
+        ("train.steps=abc", ["train.steps", "'abc'", "int"]),
+        ("train.steps=1.5", ["train.steps", "'1.5'", "int"]),
+        ("train.steps=0", ["train.steps", "0", "1 or more"]),
+        ("model.width=big", ["model.width", "'big'", "int"]),
+        ("model.tied=perhaps", ["model.tied", "'perhaps'", "bool"]),
+        ("model.size=tini", ["model.size", "'tini'", "350M", "nearest: tiny"]),
+        ("optimizer.name=cosmo", ["optimizer.name", "'cosmo'", "'cosmos'", "adamw"]),
+        ("optimizer.learning_rate=-1", ["optimizer.learning_rate", "above 0"]),
+        ("optimizer.learning_rate=nan", ["optimizer.learning_rate", "finite"]),
+        ("optimizer.kwargs.b3=1", ["optimizer.kwargs.b3", "kwargs.b"]),
+        ("schedule.name=cosin", ["schedule.name", "'cosin'", "nearest: cosine"]),
+        ("schedule.warmup_fraction=1", ["schedule.warmup_fraction", "0.99 or less"]),
+        ("train.accumulate=3", ["train.accumulate", "divisor", "train.batch_size=16"]),
+        ("task.eval_windows=33", ["task.eval_windows", "multiple of 32"]),
+    ],
+)
+def test_a_wrong_field_is_one_line_that_names_it(override, parts):
+    with pytest.raises(configs.UserError) as caught:
+        load(f"--config.{override}")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_wrong_file_is_one_line(tmp_path):
+    cases = {
+        "raise RuntimeError('first\\nsecond')": "RuntimeError: first",
+        "def get_config(:": "SyntaxError",
+        "x = 1": "get_config",
+        "def get_config(): return 3": "no ConfigDict",
+        "import ml_collections\n"
+        "def get_config(): return ml_collections.ConfigDict()": "lacks",
+    }
+    for text, part in cases.items():
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        with pytest.raises(configs.UserError, match=part) as caught:
+            configs.load(str(path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(configs.UserError, match=r"nearest: configs/stdlib_lm\.py"):
+        configs.load("configs/stdlib_ml.py")
+
+
+def test_a_files_own_kwargs_are_checked_and_belong_to_its_optimizer(tmp_path):
+    text = (
+        "from experiments import config\n"
+        "def get_config():\n"
+        "    c = config.base()\n"
+        "    c.optimizer.kwargs = {{'{}': 0.8}}\n"
+        "    return c\n"
+    )
+    path = tmp_path / "config.py"
+    path.write_text(text.format("b1"))
+    assert configs.load(str(path))[0].optimizer.kwargs.b1 == 0.8
+    other, _ = configs.load(str(path), ["--config.optimizer.name=cosmos"])
+    assert other.optimizer.kwargs.b1 == 0.95
+    path.write_text(text.format("b7"))
+    with pytest.raises(configs.UserError, match=r"kwargs\.b7"):
+        configs.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        (["--config=" + FILE], 2, "", "error: --workdir: missing"),
+        (["--workdir=W"], 2, "", "error: --config: missing"),
+        (["--config=" + FILE, "--wrkdir=W"], 2, "", "workdir"),
+        (
+            ["--config=" + FILE, "--workdir=W", "--config.model.heads=5"],
+            2,
+            "",
+            "model.heads",
+        ),
+        (
+            ["--config=" + FILE, "--print_config", "--config.train.steps", "9"],
+            0,
+            "steps: 9",
+            "",
+        ),
+        (["--help"], 0, "--config.optimizer.learning_rate=", ""),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path, arguments, status, out, err):
+    workdir = tmp_path / "run"
+    words = [word.replace("=W", f"={workdir}") for word in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert out in done.stdout
+    if err:
+        assert err in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not workdir.exists()

@@ -1,0 +1,172 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from experiments.tasks import TASKS
+from experiments.trainer import optimizer as optimizers
+from experiments.trainer.state import init_state, leaf_names
+from experiments.trainer.step import make_train_step
+
+
+def build(config, **options):
+    task = TASKS[config.task.name](config)
+    tx, peaks = optimizers.make_optimizer(config, task.roles)
+    schedule = optimizers.make_schedule(config)
+    step = make_train_step(task, tx, schedule, **options)
+    peaks = {name: np.float32(value) for name, value in peaks.items()}
+    state = init_state(task, tx, np.uint32(config.seed))
+    return step, state, next(task.train_iterator(config.seed)), peaks
+
+
+def test_two_rates_share_one_program(small):
+    texts = set()
+    for rate in (1e-2, 3e-3):
+        config = small(
+            optimizer__name="cosmos",
+            optimizer__learning_rate=rate,
+            optimizer__adam_learning_rate=rate / 2,
+        )
+        step, state, batch, peaks = build(config)
+        assert set(peaks) == {"learning_rate", "adam_learning_rate"}
+        texts.add(jax.jit(step).lower(state, batch, peaks).as_text())
+    assert len(texts) == 1
+
+
+def test_rates_are_peak_times_schedule(small):
+    config = small(
+        optimizer__learning_rate=0.5,
+        optimizer__adam_learning_rate=0.25,
+        optimizer__name="cosmos",
+        schedule__warmup_fraction=0.2,
+    )
+    step, state, batch, peaks = build(config)
+    run = jax.jit(step)
+    seen = []
+    for _ in range(6):
+        state, metrics = run(state, batch, peaks)
+        seen.append(metrics["learning_rate"])
+    cosine = [(1 + np.cos(np.pi * i / 16)) / 2 for i in range(2)]
+    share = np.array([0.2, 0.4, 0.6, 0.8, *cosine])
+    for name, peak in (("learning_rate", 0.5), ("adam_learning_rate", 0.25)):
+        rates = [float(rates[name]) for rates in seen]
+        np.testing.assert_allclose(rates, peak * share, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", lambda t: 1.0),
+        ("linear", lambda t: 1 - t),
+        ("cosine", lambda t: (1 + np.cos(np.pi * t)) / 2),
+    ],
+)
+def test_schedules(small, name, expected):
+    schedule = optimizers.make_schedule(small(schedule__name=name, train__steps=40))
+    # The config's warm-up takes the first 5 percent: 2 of 40 steps.
+    np.testing.assert_allclose([schedule(0), schedule(1)], [1 / 3, 2 / 3], rtol=1e-6)
+    for step in (2, 11, 21, 39):
+        share = (step - 2) / 38
+        np.testing.assert_allclose(schedule(step), expected(share), atol=1e-6)
+
+
+def test_uba_takes_its_own_arguments(small):
+    words = {"schedule__name": "uba", "schedule__kwargs__phi": 3.0}
+    schedule = optimizers.make_schedule(small(schedule__warmup_fraction=0, **words))
+    uba = optlab.uba_schedule(1.0, 20, 3.0)
+    steps = np.arange(20)
+    np.testing.assert_allclose(
+        [schedule(step) for step in steps], [uba(step) for step in steps], rtol=1e-6
+    )
+
+
+def test_accumulation_equals_the_whole_batch(small):
+    config = small(optimizer__name="sgd", optimizer__learning_rate=0.1)
+    step, state, batch, peaks = build(config)
+    whole, metrics = jax.jit(step)(state, batch, peaks)
+    step, *_ = build(config, accumulate=4)
+    parts, metrics_parts = jax.jit(step)(state, batch, peaks)
+    assert metrics["grad_norm"] > 0.1
+    for name in ("loss", "grad_norm", "update_rms"):
+        np.testing.assert_allclose(metrics[name], metrics_parts[name], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        whole.params,
+        parts.params,
+    )
+
+
+def test_the_norm_is_clipped(small):
+    config = small(
+        optimizer__name="sgd",
+        optimizer__learning_rate=1.0,
+        optimizer__weight_decay=0,
+        schedule__name="constant",
+        schedule__warmup_fraction=0,
+    )
+    step, state, batch, peaks = build(config, clip_norm=1e-2)
+    new, metrics = jax.jit(step)(state, batch, peaks)
+    moved = optax.tree.norm(optax.tree.sub(new.params, state.params))
+    np.testing.assert_allclose(moved, 1e-2, rtol=1e-3)
+    assert metrics["grad_norm"] > 0.1
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    np.testing.assert_allclose(metrics["update_rms"], moved / np.sqrt(size), rtol=1e-3)
+
+
+def test_vectors_do_not_decay(small):
+    config = small(optimizer__name="adamw", optimizer__weight_decay=0.5)
+    _, state, _, _ = build(config)
+    task = TASKS["language_model"](config)
+    tx, _ = optimizers.make_optimizer(config, task.roles)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    updates, _ = tx.update(zeros, state.opt_state, state.params)
+    for name, update, leaf in zip(
+        leaf_names(updates),
+        jax.tree.leaves(updates),
+        jax.tree.leaves(state.params),
+        strict=True,
+    ):
+        # The rate in a fresh state is 1: the step has not written its own yet.
+        decay = 0.0 if name.endswith("scale") else 0.5
+        np.testing.assert_allclose(update, -decay * leaf, rtol=1e-6)
+
+
+class Parabola:
+    """A task whose batch says whether the gradient of one leaf is finite."""
+
+    def init(self, key):
+        return {"a": jnp.ones(3), "b": jax.random.normal(key, (2,))}
+
+    def loss(self, params, batch, key):
+        del key
+        a, b = jnp.sum(params["a"] ** 2), jnp.sum(params["b"] ** 2)
+        bad_gradient = jnp.where(batch == 1, jnp.nan, 1.0)
+        bad_loss = jnp.where(batch == 2, jnp.inf, 0.0)
+        return a + bad_gradient * b + bad_loss, {}
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    task = Parabola()
+    tx = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+    step = jax.jit(make_train_step(task, tx, optax.constant_schedule(1.0)))
+    state, peaks = init_state(task, tx, 0), {"learning_rate": np.float32(0.1)}
+    state, metrics = step(state, 0, peaks)
+    assert (int(metrics["bad_steps"]), int(metrics["bad_leaf"])) == (0, -1)
+    kept = jax.tree.leaves((state.params, state.opt_state.inner_state))
+    for i, (batch, leaf) in enumerate([(1, 1), (2, -1)]):
+        state, metrics = step(state, batch, peaks)
+        assert (int(metrics["bad_steps"]), int(metrics["bad_leaf"])) == (i + 1, leaf)
+        assert metrics["update_rms"] == 0
+    left = jax.tree.leaves((state.params, state.opt_state.inner_state))
+    jax.tree.map(np.testing.assert_array_equal, kept, left)
+    assert int(state.step) == 3
+    state, metrics = step(state, 0, peaks)
+    assert int(metrics["bad_steps"]) == 0
+    assert metrics["update_rms"] > 0
+
+
+def test_what_no_step_supplies_is_named():
+    with pytest.raises(ValueError, match="moonlight"):
+        make_train_step(Parabola(), None, None, needs=("moonlight",))
