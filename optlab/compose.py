@@ -1,6 +1,6 @@
 """How a transform becomes an optimizer: roles, decay, rates and state precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -142,6 +142,7 @@ def matrix_optimizer(
     adam_eps: Any,
     adam_weight_decay: Any,
     mu_dtype: Any,
+    adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
 
@@ -161,6 +162,8 @@ def matrix_optimizer(
       adam_eps: of the other leaves.
       adam_weight_decay: of the other leaves. None: `weight_decay`.
       mu_dtype: of all momenta. None: the parameters', and at least float32.
+      adam: what makes the other leaves' direction, from `adam_b1`, `adam_b2`,
+        `adam_eps` and `mu_dtype`. This one stays inside the library.
 
     The methods take `distribute` as well: how the matrix work is spread, such as
     `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.
@@ -181,10 +184,10 @@ def matrix_optimizer(
         adam_weight_decay = weight_decay
     else:
         checks.non_negative(adam_weight_decay=adam_weight_decay)
-    adam = optax.scale_by_adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype)
+    others = adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype)
     return by_role(
         descend(direction, learning_rate, weight_decay, weight_decay_mask),
-        descend(adam, adam_learning_rate, adam_weight_decay, weight_decay_mask),
+        descend(others, adam_learning_rate, adam_weight_decay, weight_decay_mask),
         roles,
     )
 

@@ -81,3 +81,37 @@ def subspace_step(
     power = matmul(x, matmul(x.mT, basis))
     average = decay * matmul(basis, covariance) + (1 - decay) * power
     return orthonormal_basis(jnp.asarray(average))
+
+
+def eigenbasis(gram: jax.Array) -> jax.Array:
+    """Eigenvectors of symmetric `(..., m, m)` as columns, largest eigenvalue first."""
+    return jnp.linalg.eigh(_unit_scale(gram))[1][..., ::-1]
+
+
+def refresh_eigenbasis(
+    gram: jax.Array, basis: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One step of the QR algorithm towards the eigenvectors of `A = gram`.
+
+    The columns of `Q = basis` are sorted by `diag(Q^T A Q)`, the largest first, and
+    the new basis is that of `A Q`.
+
+    Args:
+      gram: `A`, symmetric, shape `(..., m, m)`.
+      basis: `Q`, orthonormal columns, shape `(..., m, m)`.
+
+    Returns:
+      The new basis and the order of the old columns in it, shape `(..., m)`: what is
+      kept in the old basis is to be permuted alike.
+    """
+    power = matmul(_unit_scale(gram), basis)
+    order = jnp.argsort(-jnp.sum(basis * power, axis=-2), axis=-1)
+    power = jnp.take_along_axis(power, order[..., None, :], axis=-1)
+    # Householder's: the condition of a preconditioner is far beyond Cholesky.
+    return jnp.linalg.qr(power)[0], order
+
+
+def _unit_scale(x: jax.Array) -> jax.Array:
+    """Matrices over their largest entry, so that no factorisation overflows."""
+    largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
+    return x / jnp.where(largest > 0, largest, 1.0)

@@ -1,0 +1,312 @@
+"""SOAP: Adam in the eigenbases of Shampoo's two preconditioners.
+
+The first call only initialises. At every later one, `t = 1, 2, ...`, for a matrix `W`
+of shape `(d_in, d_out)` with gradient `G`::
+
+    G' = Q_L^T G Q_R ;  M_t = b1 M_{t-1} + (1-b1) G
+    V_t = b2 V_{t-1} + (1-b2) G'^2
+    direction = sqrt(1-b2^t)/(1-b1^t) Q_L [ Q_L^T M_t Q_R / (sqrt(V_t) + eps) ] Q_R^T
+    L_t = b2 L_{t-1} + (1-b2) G G^T ;  R_t = b2 R_{t-1} + (1-b2) G^T G
+    every f-th t:  sort each basis by diag(Q^T L Q), V alike ;  Q_L = qr(L_t Q_L).Q
+
+The first call sets `L = (1-b2) G G^T`, `R = (1-b2) G^T G` and takes their eigenvectors
+for bases. With f = 3 the bases are refreshed at calls 4, 7, and so on.
+
+Held against the authors' code, nikhilvyas/SOAP. Deviations:
+
+* the momentum stays in the original space, where theirs goes back and forth; the two
+  are the same, since the basis changes only between two steps.
+* stacked axes and convolutions are matrices by role; theirs has one factor for every
+  axis of a tensor. Embeddings and heads get AdamW, whatever their size.
+* AdamW's `eps` stands beside the corrected root in the other leaves, as in optax.
+* decay is taken from the parameters before the update, not after it.
+* gradients with a norm above 3e15 (in float32) are scaled down to it.
+
+References:
+  Vyas et al., `SOAP: Improving and Stabilizing Shampoo using Adam
+  <https://arxiv.org/abs/2409.11321>`_, 2024.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optlab import checks
+from optlab.compose import (
+    bias_correction,
+    cast_like,
+    matrix_optimizer,
+    state_dtype,
+    to_state_dtype,
+    zero_state,
+)
+from optlab.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
+from optlab.roles import Distribute, View, as_rule, map_matrices, tree_views
+
+
+class ScaleBySoapState(NamedTuple):
+    """State of SOAP; stack axes stand in front of every factor.
+
+    A side that keeps the identity has factors of shape `(..., 1, 1)`.
+    """
+
+    count: jax.Array  # (), calls so far, the initialising one included
+    mu: optax.Updates  # M, as the parameters
+    nu: optax.Updates  # V, (..., d_in, d_out), in the bases
+    gram_left: optax.Updates  # L, (..., d_in, d_in)
+    gram_right: optax.Updates  # R, (..., d_out, d_out)
+    basis_left: optax.Updates  # Q_L, (..., d_in, d_in)
+    basis_right: optax.Updates  # Q_R, (..., d_out, d_out)
+
+
+def _directions(
+    gradient: jax.Array,  # (S, m, n)
+    momentum: jax.Array,  # (S, m, n)
+    *factors: jax.Array,  # V (S, m, n), then L, R, Q_L, Q_R
+    count: jax.Array,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    interval: int,
+) -> tuple[jax.Array, ...]:
+    """One call on a stack: the direction, then what came in, renewed."""
+    g, x = cap_norm(gradient), cap_norm(momentum)
+    nu, grams, bases = factors[0], factors[1:3], factors[3:5]
+    left, right = (q.shape[-1] == d for q, d in zip(bases, g.shape[1:], strict=True))
+
+    def rotate(y: jax.Array, back: bool) -> jax.Array:
+        q_left, q_right = bases
+        y = matmul(q_left if back else q_left.mT, y) if left else y
+        return matmul(y, q_right.mT if back else q_right) if right else y
+
+    def step():
+        new_nu = b2 * nu + (1 - b2) * jnp.square(rotate(g, back=False))
+        adapted = rotate(x, back=False) / (jnp.sqrt(new_nu) + eps)
+        root = jnp.sqrt(bias_correction(b2, count, g.dtype))
+        size = root / bias_correction(b1, count, g.dtype)
+        return size * rotate(adapted, back=True), new_nu
+
+    direction, nu = lax.cond(count == 0, lambda: (jnp.zeros_like(g), nu), step)
+    products = (matmul(g, g.mT) if left else None, matmul(g.mT, g) if right else None)
+    grams = tuple(
+        a if p is None else b2 * a + (1 - b2) * p
+        for a, p in zip(grams, products, strict=True)
+    )
+
+    def initialise():
+        return tuple(
+            eigenbasis(a) if active else q
+            for a, q, active in zip(grams, bases, (left, right), strict=True)
+        ), nu
+
+    def refresh():
+        (q_left, q_right), v = bases, nu
+        if left:
+            q_left, order = refresh_eigenbasis(grams[0], q_left)
+            v = jnp.take_along_axis(v, order[..., :, None], axis=-2)
+        if right:
+            q_right, order = refresh_eigenbasis(grams[1], q_right)
+            v = jnp.take_along_axis(v, order[..., None, :], axis=-1)
+        return (q_left, q_right), v
+
+    # A scalar index: under vmap every branch would run.
+    due = jnp.where(count % interval == 0, 1, 2)
+    bases, nu = lax.switch(
+        jnp.where(count == 0, 0, due), (initialise, refresh, lambda: (bases, nu))
+    )
+    return direction, nu, *grams, *bases
+
+
+def scale_by_soap(
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    precondition_interval: int = 10,
+    max_dim: int = 10000,
+    *,
+    one_sided: bool = False,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of SOAP, for trees of hidden matrices only; zero at the first call.
+
+    See :func:`optlab.soap` for the arguments, and :mod:`optlab.optimizers.soap` for
+    the equations.
+
+    Returns:
+      The transform; its state holds `2 (d_in d_out + d_in^2 + d_out^2)` numbers a
+      matrix.
+
+    Raises:
+      ValueError: an argument is out of range, or a leaf is no matrix.
+    """
+    checks.fraction(b1=b1, b2=b2)
+    checks.non_negative(eps=eps)
+    checks.positive_int(precondition_interval=precondition_interval, max_dim=max_dim)
+    rule = as_rule(roles)
+
+    def sizes(view: View) -> tuple[int, int]:
+        """Of the left and the right factor."""
+        left = view.m <= max_dim and not (one_sided and view.m > view.n)
+        right = view.n <= max_dim and not (one_sided and view.m <= view.n)
+        return view.m if left else 1, view.n if right else 1
+
+    def init_fn(params):
+        views = tree_views(params, rule, "soap")
+
+        def zeros(shape):
+            return jax.tree.map(
+                lambda p, v: jnp.zeros((*v.stack, *shape(v)), state_dtype(p)),
+                *(params, views),
+            )
+
+        return ScaleBySoapState(
+            count=jnp.zeros([], jnp.int32),
+            mu=zero_state(params, mu_dtype),
+            nu=zeros(lambda v: (v.m, v.n)),
+            gram_left=zeros(lambda v: (sizes(v)[0],) * 2),
+            gram_right=zeros(lambda v: (sizes(v)[1],) * 2),
+            basis_left=zeros(lambda v: (sizes(v)[0],) * 2),
+            basis_right=zeros(lambda v: (sizes(v)[1],) * 2),
+        )
+
+    def update_fn(updates, state, params=None, **extra):
+        del params, extra
+        gradients = to_state_dtype(updates)
+        mu = jax.tree.map(
+            lambda g, m: jnp.where(state.count == 0, m, b1 * m + (1 - b1) * g),
+            *(gradients, state.mu),
+        )
+        step = partial(
+            _directions,
+            count=state.count,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            interval=precondition_interval,
+        )
+        directions, *factors = map_matrices(
+            step,
+            tree_views(updates, rule, "soap"),
+            (gradients, mu),
+            state[2:],
+            distribute=distribute,
+        )
+        mu = cast_like(mu, state.mu)
+        new_state = ScaleBySoapState(state.count + 1, mu, *factors)
+        return cast_like(directions, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class FromSecondCallState(NamedTuple):
+    """The calls so far, and the state of what waits for the second."""
+
+    count: jax.Array
+    inner: optax.OptState
+
+
+def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
+    """Adam that neither sees nor answers the first gradient, as in SOAP's code."""
+    adam = optax.scale_by_adam(*args, **kwargs)
+
+    def init_fn(params):
+        return FromSecondCallState(jnp.zeros([], jnp.int32), adam.init(params))
+
+    def update_fn(updates, state, params=None):
+        updates, inner = lax.cond(
+            state.count == 0,
+            lambda: (jax.tree.map(jnp.zeros_like, updates), state.inner),
+            lambda: adam.update(updates, state.inner, params),
+        )
+        return updates, FromSecondCallState(state.count + 1, inner)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _decay_from_second_call(weight_decay: Any) -> optax.Schedule:
+    return lambda count: jnp.where(jnp.greater(count, 0), weight_decay, 0.0)
+
+
+def soap(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    eps: Any = 1e-8,
+    precondition_interval: int = 10,
+    max_dim: int = 10000,
+    one_sided: bool = False,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    roles: Any = None,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: Any = 0.95,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP on the hidden matrices, AdamW on embeddings, heads and vectors.
+
+    The first call changes no parameter: it only makes the bases, so that no gradient
+    is projected by itself. The equations and the deviations from the authors' code
+    stand in :mod:`optlab.optimizers.soap`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.soap(3e-3, weight_decay=0.01)
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Args:
+      learning_rate: of the hidden matrices, a number or a schedule; the first call
+        uses up `schedule(0)`.
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the second moment and the two preconditioners, in [0, 1).
+      eps: added to the root of the second moment.
+      precondition_interval: updates from one refresh of the bases to the next.
+      max_dim: a side longer than this keeps the identity for a basis.
+      one_sided: whether only the shorter side is rotated (the input side of square
+        matrices), for less state and less work.
+      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    checks.non_negative(weight_decay=weight_decay)
+    if adam_weight_decay is None:
+        adam_weight_decay = weight_decay
+    checks.non_negative(adam_weight_decay=adam_weight_decay)
+    return matrix_optimizer(
+        scale_by_soap(
+            *(b1, b2, eps, precondition_interval, max_dim),
+            one_sided=one_sided,
+            roles=roles,
+            mu_dtype=mu_dtype,
+            distribute=distribute,
+        ),
+        learning_rate,
+        weight_decay=_decay_from_second_call(weight_decay),
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=_decay_from_second_call(adam_weight_decay),
+        mu_dtype=mu_dtype,
+        adam=_adam_from_second_call,
+    )
