@@ -8,6 +8,8 @@ from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
 from optlab.optimizers.soap import scale_by_soap as scale_by_soap
 from optlab.optimizers.soap import soap as soap
+from optlab.optimizers.spam import scale_by_spam as scale_by_spam
+from optlab.optimizers.spam import spam as spam
 from optlab.orthogonalize import orthogonalize as orthogonalize
 from optlab.registry import register as register
 from optlab.roles import EMBEDDING as EMBEDDING
@@ -15,3 +17,5 @@ from optlab.roles import VECTOR as VECTOR
 from optlab.roles import Matrix as Matrix
 from optlab.roles import default_roles as default_roles
 from optlab.schedules import uba_schedule as uba_schedule
+from optlab.spikes import clip_spikes as clip_spikes
+from optlab.spikes import reset_every as reset_every

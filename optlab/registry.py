@@ -17,6 +17,7 @@ from optlab import checks
 from optlab.compose import descend, matrix_optimizer
 from optlab.optimizers.cosmos import cosmos
 from optlab.optimizers.soap import soap
+from optlab.optimizers.spam import spam
 from optlab.roles import Matrix, as_rule, tree_roles, tree_views
 
 
@@ -169,3 +170,4 @@ register("cosmos", cosmos)
 register("muon", muon)
 register("sgd", sgd)
 register("soap", soap)
+register("spam", spam)
