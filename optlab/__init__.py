@@ -6,6 +6,8 @@ from optlab.compose import current_learning_rate as current_learning_rate
 from optlab.describe import describe as describe
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
+from optlab.optimizers.lion import lion as lion
+from optlab.optimizers.lion import scale_by_lion as scale_by_lion
 from optlab.optimizers.soap import scale_by_soap as scale_by_soap
 from optlab.optimizers.soap import soap as soap
 from optlab.optimizers.spam import scale_by_spam as scale_by_spam

@@ -16,6 +16,7 @@ import optax
 from optlab import checks
 from optlab.compose import descend, matrix_optimizer
 from optlab.optimizers.cosmos import cosmos
+from optlab.optimizers.lion import lion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
 from optlab.roles import Matrix, as_rule, tree_roles, tree_views
@@ -167,6 +168,7 @@ def muon(
 
 register("adamw", adamw)
 register("cosmos", cosmos)
+register("lion", lion)
 register("muon", muon)
 register("sgd", sgd)
 register("soap", soap)
