@@ -43,7 +43,7 @@ VECTOR = Role.VECTOR
 Rule = Callable[[Any, Any], Matrix | Role]
 
 DEFAULT_EMBEDDINGS = (r"embed", r"(^|/|_)(wte|wpe|head|logits|vocab)(/|$)")
-_VECTORS = r"(^|/|_)(bias|scale|b|beta|gamma)(/value)?$"
+_VECTORS = r"(^|/|_)(bias|scale|beta|gamma)(/value)?$"
 _ATTENTION_IN = r"(^|/|_)(q|k|v|query|key|value|qkv)(_?proj)?(/|$)"
 _ATTENTION_OUT = r"(^|/|_)(o|out)(_?proj)?(/|$)"
 _CONVOLUTION = r"conv"
@@ -243,7 +243,8 @@ def map_matrices(
 
     Args:
       f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common
-        leading stack axis, each slice of which it treats alone.
+        leading stack axis, each slice of which it treats alone. The matrix may be
+        None, where only the factors are of interest.
       views: what `tree_views` made of the first tree.
       trees: trees of leaves with those views; `f` gets them as `(S, m, n)`.
       factors: trees of arrays that have the stack axes and then axes of their own;
@@ -270,8 +271,10 @@ def map_matrices(
         parts = _apply(g, [items[i] for i in members])
         for i, (matrix, *rest) in zip(members, parts, strict=True):
             view = flat_views[i]
-            results[i] = (view.leaf(matrix, wide), *map(view.unflat, rest))
-    return tuple(map(treedef.unflatten, zip(*results, strict=True)))
+            leaf = None if matrix is None else view.leaf(matrix, wide)
+            results[i] = (leaf, *map(view.unflat, rest))
+    empty = [()] * (1 + len(factors))
+    return tuple(map(treedef.unflatten, zip(*results, strict=True) if items else empty))
 
 
 def _is(kind: type, x: Any) -> bool:

@@ -1,0 +1,78 @@
+"""Linear algebra against NumPy's factorisations, rank-deficient and zero included."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optlab import linalg
+
+
+def gaussian(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_frobenius_norm_neither_overflows_nor_underflows(scale):
+    x = gaussian(2, 5, 7) * np.float32(scale)
+    expected = np.linalg.norm(x.astype(np.float64), axis=(1, 2))
+    result = linalg.frobenius_norm(jnp.asarray(x), axis=(-2, -1))
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_frobenius_norm_of_nothing_and_of_zero_is_zero():
+    assert linalg.frobenius_norm(jnp.zeros((3, 4))) == 0
+    assert linalg.frobenius_norm(jnp.zeros((0, 4))) == 0
+
+
+def test_frobenius_norm_lets_what_is_not_finite_be_seen():
+    assert np.isnan(linalg.frobenius_norm(jnp.array([[1.0, np.nan]])))
+    assert not np.isfinite(linalg.frobenius_norm(jnp.array([[1.0, np.inf]])))
+
+
+def test_cap_norm_is_the_identity_up_to_the_cap():
+    x = jnp.asarray(gaussian(2, 5, 7))
+    np.testing.assert_array_equal(linalg.cap_norm(x), x)
+    capped = linalg.cap_norm(x * 1e25)
+    norms = np.linalg.norm(np.asarray(capped, np.float64), axis=(1, 2))
+    np.testing.assert_allclose(norms, float(jnp.finfo(x.dtype).max) ** 0.4, rtol=1e-5)
+    assert np.isfinite(linalg.matmul(capped, capped.mT)).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (9, 9)])
+def test_leading_left_singular_vectors_are_the_svds(shape):
+    x = gaussian(3, *shape)
+    u = linalg.leading_left_singular_vectors(jnp.asarray(x), 4)
+    expected = np.linalg.svd(x, full_matrices=False)[0][..., :4]
+    overlap = np.abs(np.einsum("smr,smr->sr", u, expected))
+    np.testing.assert_allclose(overlap, 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_leading_left_singular_vectors_of_low_rank_stay_orthonormal(shape, rank):
+    m, n = shape
+    x = gaussian(m, rank) @ gaussian(rank, n, seed=1) if rank else np.zeros(shape)
+    u = linalg.leading_left_singular_vectors(jnp.asarray(x, jnp.float32), 4)
+    np.testing.assert_allclose(u.T @ u, np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(u @ (u.T @ x), x, atol=1e-4)
+
+
+def test_orthonormal_basis_keeps_nested_spans():
+    x = gaussian(2, 9, 4)
+    q = np.asarray(linalg.orthonormal_basis(jnp.asarray(x)))
+    np.testing.assert_allclose(np.swapaxes(q, 1, 2) @ q, [np.eye(4)] * 2, atol=1e-5)
+    for k in range(1, 5):
+        part = q[..., :k]
+        seen = part @ (np.swapaxes(part, 1, 2) @ x[..., :k])
+        np.testing.assert_allclose(seen, x[..., :k], atol=1e-4)
+
+
+def test_subspace_iteration_finds_the_leading_eigenspace():
+    values = np.array([9.0, 7.0, 5.0, 0.5, 0.3, 0.1])
+    q = np.linalg.qr(gaussian(6, 6))[0]
+    x = jnp.asarray(q * np.sqrt(values) @ np.linalg.qr(gaussian(6, 6, seed=1))[0].T)
+    basis = jnp.linalg.qr(jnp.asarray(gaussian(6, 3, seed=2)))[0]
+    for _ in range(30):
+        projected = basis.T @ x
+        basis = linalg.subspace_step(basis, projected @ projected.T, x, 0.5)
+    np.testing.assert_allclose(np.linalg.norm(q[:, :3].T @ basis, axis=0), 1, atol=1e-4)
