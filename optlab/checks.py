@@ -8,6 +8,8 @@ import math
 import numbers
 from typing import Any
 
+import jax
+
 
 def _plain(value: Any) -> bool:
     return isinstance(value, numbers.Number)
@@ -15,16 +17,23 @@ def _plain(value: Any) -> bool:
 
 def positive_int(**values: Any) -> None:
     """Raises `ValueError` for what is no integer of at least one."""
-    for name, value in values.items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    _integer(1, values)
 
 
 def non_negative_int(**values: Any) -> None:
     """Raises `ValueError` for what is no integer of at least zero."""
+    _integer(0, values)
+
+
+def _integer(least: int, values: dict[str, Any]) -> None:
     for name, value in values.items():
-        if not isinstance(value, numbers.Integral) or value < 0:
-            raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+        if isinstance(value, jax.Array):
+            raise ValueError(
+                f"{name} must be a Python integer: it sets shapes or loops; under "
+                "optax.inject_hyperparams name it in static_args"
+            )
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
 def positive(**values: Any) -> None:

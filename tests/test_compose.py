@@ -60,8 +60,13 @@ def test_a_mask_with_a_hole_names_the_leaf():
 
 
 def test_rates_in_force_are_found_by_name_and_group():
-    injected = optax.inject_hyperparams(optlab.cosmos, hyperparam_dtype=jnp.float32)
-    one = injected(3e-2, adam_learning_rate=1e-3, rank=2)
+    injected = optax.inject_hyperparams(
+        lambda learning_rate, adam_learning_rate: optlab.cosmos(
+            learning_rate, adam_learning_rate=adam_learning_rate, rank=2
+        ),
+        hyperparam_dtype=jnp.float32,
+    )
+    one = injected(learning_rate=3e-2, adam_learning_rate=1e-3)
     rates = optlab.current_learning_rate(one.init(PARAMS))
     np.testing.assert_allclose(rates["learning_rate"], 3e-2)
     np.testing.assert_allclose(rates["adam_learning_rate"], 1e-3)
@@ -138,3 +143,9 @@ def test_an_optimizer_from_outside_joins_the_registry():
         ValueError, match="unknown optimizer 'csmos': did you mean 'cosmos'"
     ):
         optlab.registry.get("csmos")
+
+
+def test_an_injected_integer_is_told_what_it_needs():
+    tx = optax.inject_hyperparams(optlab.cosmos)(1e-2, rank=2)
+    with pytest.raises(ValueError, match="rank must be .* static_args"):
+        tx.init(PARAMS)
