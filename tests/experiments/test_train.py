@@ -213,7 +213,7 @@ def test_a_report_needs_a_run(tmp_path):
 
 def test_rates_make_a_table(tmp_path):
     words = small_arguments(train__steps=2)
-    assert demo.try_rates(tmp_path, [0.01], words) == 0
+    assert demo.try_rates(tmp_path, ["adamw", "cosmos"], [0.01], words) == 0
     rows = (tmp_path / "rates.csv").read_text().splitlines()
     assert rows[0].startswith('"optimizer, schedule",rate,val loss')
     assert len(rows) == 3
