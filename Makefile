@@ -30,5 +30,13 @@ format: .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch .venv
 
+# Debian packages that only some tests need; those skip, with the reason, without.
+system-deps:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	    slurm-wlm munge postgresql chromium >/dev/null; \
+	else echo "make system-deps needs Debian and root; skipped"; fi
+
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
