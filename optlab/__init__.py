@@ -3,7 +3,16 @@
 from optlab import registry as registry
 from optlab.compose import by_role as by_role
 from optlab.compose import current_learning_rate as current_learning_rate
+from optlab.curvature import hvp as hvp
+from optlab.curvature import is_hessian_step as is_hessian_step
+from optlab.curvature import rademacher_like as rademacher_like
+from optlab.curvature import value_grad_and_hessian_diag as value_grad_and_hessian_diag
+from optlab.curvature import (
+    value_grad_and_periodic_hessian_diag as value_grad_and_periodic_hessian_diag,
+)
 from optlab.describe import describe as describe
+from optlab.optimizers.adahessian import adahessian as adahessian
+from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
 from optlab.optimizers.lion import lion as lion

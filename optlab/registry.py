@@ -15,6 +15,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend, matrix_optimizer
+from optlab.optimizers.adahessian import adahessian
 from optlab.optimizers.cosmos import cosmos
 from optlab.optimizers.lion import lion
 from optlab.optimizers.soap import soap
@@ -166,6 +167,7 @@ def muon(
     )
 
 
+register("adahessian", adahessian, needs=("hessian_diag",))
 register("adamw", adamw)
 register("cosmos", cosmos)
 register("lion", lion)

@@ -69,7 +69,10 @@ def make(name: str, learning_rate=1e-2, **kwargs):
 def extras(name: str, grads) -> dict:
     """The extra arguments of `update` that the entry needs, made up from gradients."""
     values = {
-        "hessian_diag": jax.tree.map(lambda g: 0.5 * g + 0.1, grads),
+        # In float32, as the estimator gives it.
+        "hessian_diag": jax.tree.map(
+            lambda g: 0.5 * g.astype(jnp.float32) + 0.1, grads
+        ),
         "other_grads": jax.tree.map(lambda g: 0.9 * g, grads),
     }
     return {need: values[need] for need in get(name).needs}
