@@ -4,6 +4,8 @@ Everything that a basis depends on runs at `Precision.HIGHEST`: the defaults of 
 and of TF32 lose the small eigenvalues.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -115,3 +117,40 @@ def _unit_scale(x: jax.Array) -> jax.Array:
     """Matrices over their largest entry, so that no factorisation overflows."""
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     return x / jnp.where(largest > 0, largest, 1.0)
+
+
+def quantile(x: jax.Array, q: float) -> jax.Array:
+    """The `q`-quantile of the non-negative entries of each matrix, exactly.
+
+    Interpolates linearly between order statistics like `jnp.quantile`, but selects
+    them where that sorts: non-negative floats are ordered as their bits are, so one
+    bisection over the bits finds the entry with the wanted rank.
+
+    Args:
+      x: shape `(..., m, n)`, entries >= 0.
+      q: in [0, 1].
+
+    Returns:
+      Shape `(..., 1, 1)`.
+    """
+    bits = 8 * x.dtype.itemsize
+    keys = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
+    position = q * (x.shape[-2] * x.shape[-1] - 1)
+    rank = math.floor(position)
+
+    def count(limit: jax.Array) -> jax.Array:
+        below = jnp.sum(keys <= limit, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+        return below
+
+    def halve(step, low):
+        # The sign bit is zero, so `bits - 1` of them are left to decide.
+        bit = jnp.asarray(1, keys.dtype) << (bits - 2 - step).astype(keys.dtype)
+        return jnp.where(count(low + (bit - 1)) <= rank, low + bit, low)
+
+    low = lax.fori_loop(0, bits - 1, halve, jnp.zeros_like(keys[..., :1, :1]))
+    lower = lax.bitcast_convert_type(low, x.dtype)
+    above = jnp.where(keys > low, x, jnp.inf)
+    following = jnp.min(above, axis=(-2, -1), keepdims=True)
+    upper = jnp.where(count(low) > rank + 1, lower, following)
+    fraction = position - rank
+    return lower if fraction == 0 else lower + fraction * (upper - lower)

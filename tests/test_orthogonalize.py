@@ -64,7 +64,7 @@ def test_float32_keeps_to_the_polynomial_on_hard_matrices(case, tall):
     expected = polynomial_of_the_svd(x, [MUON] * 5)
     # Rounding where the singular value is zero grows by 3.4445^5 = 485.
     rounding = 485 * np.finfo(np.float32).eps
-    for method, bound in (("plain", rounding), ("gram", 1e-3)):
+    for method, bound in (("plain", rounding), ("gram", 2e-3)):
         y = optlab.orthogonalize(jnp.asarray(x, jnp.float32), method=method)
         assert np.linalg.norm(y - expected, 2) < bound, method
 

@@ -1,0 +1,261 @@
+"""ROOT: Muon on what is left of the momentum once its outliers are cut off.
+
+For a matrix `W` of shape `(d_in, d_out)` with gradient `G`::
+
+    M_t = mu M_{t-1} + G
+    X   = G + mu M_t                          Nesterov; X = M_t without
+    e_t = quantile(|X|, q) + 1e-9             a number for each matrix and step
+    B   = X - sign(X) max(|X| - e_t, 0)       which is clip(X, -e_t, e_t)
+    direction = 0.2 sqrt(max(d_in, d_out)) NS_K(B; a, b, c)
+
+with coefficients `(a, b, c)` fitted to the matrix's shape.
+
+Held against the authors' code, huawei-noah/noah-research, folder ROOT, at commit
+aa0f80c, with its coefficients given. Deviations:
+
+* the authors published coefficients for four shapes and not how they fitted them, and
+  fall back on Muon's for any other shape; here every shape is fitted, by the recipe of
+  :func:`optlab.fit_coefficients`.
+* gradients with a norm above 3e15 (in float32) are scaled down to it.
+
+References:
+  He et al., `ROOT: Robust Orthogonalized Optimizer for Neural Network Training
+  <https://arxiv.org/abs/2511.20626>`_, 2025.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import checks, linalg
+from optlab.coefficients import fit_coefficients
+from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
+from optlab.orthogonalize import Coefficients, orthogonalize
+from optlab.roles import Distribute, Matrix, as_rule, map_matrices, tree_views
+
+# The RMS of an update is about this, whatever the shape (Moonlight's choice).
+_RMS = 0.2
+
+ShapeCoefficients = Coefficients | Mapping[tuple[int, int], Sequence] | None
+
+
+class ScaleByRootState(NamedTuple):
+    """State of ROOT."""
+
+    count: jax.Array  # ()
+    mu: optax.Updates  # M, as the parameters
+
+
+def _clip(x: jax.Array, quantile: float) -> jax.Array:
+    """Clips each matrix of a stack at a quantile of its absolute values."""
+    bound = linalg.quantile(jnp.abs(x), quantile) + 1e-9
+    return jnp.clip(x, -bound, bound)
+
+
+def _directions(
+    x: jax.Array, *, quantile: float, ns_steps: int, ns_coeffs: ShapeCoefficients
+) -> tuple[jax.Array]:
+    """The directions of a stack `(S, m, n)` of momenta."""
+    clipped = _clip(linalg.cap_norm(x), quantile)
+    coeffs = _coefficients(ns_coeffs, x.shape[-2:], ns_steps)
+    ortho = orthogonalize(clipped, steps=ns_steps, coeffs=coeffs)
+    return (_RMS * math.sqrt(max(x.shape[-2:])) * ortho,)
+
+
+def _coefficients(
+    ns_coeffs: ShapeCoefficients, shape: tuple[int, ...], steps: int
+) -> Coefficients:
+    m, n = shape
+    if ns_coeffs is None:
+        return fit_coefficients((m, n), steps)
+    if not isinstance(ns_coeffs, Mapping):
+        return ns_coeffs
+    for key in ((m, n), (n, m)):
+        if key in ns_coeffs:
+            return ns_coeffs[key]
+    raise ValueError(f"ns_coeffs has no entry for matrices of shape {(m, n)}")
+
+
+def clip_outliers(
+    quantile: float = 0.9,
+    *,
+    roles: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """ROOT's soft threshold alone: clips each hidden matrix at a quantile of itself.
+
+    What is above the quantile of a matrix's absolute values comes down to it; other
+    leaves pass through. Usable in any chain.
+
+    Example:
+      >>> import optax, optlab
+      >>> tx = optax.chain(optlab.clip_outliers(0.9), optlab.cosmos(1e-2))
+
+    Args:
+      quantile: in (0, 1]; 1 clips nothing.
+      roles: a rule, a tree of dimension numbers, or None for `default_roles()`.
+      distribute: how the work is spread, such as `optlab.sharding.over_mesh(...)`.
+
+    Returns:
+      The transform; it keeps nothing.
+
+    Raises:
+      ValueError: `quantile` is no plain number in (0, 1].
+    """
+    _check_quantile(quantile)
+    rule = as_rule(roles)
+
+    def clip(updates, params=None):
+        del params
+        views = tree_views(updates, rule, "clip_outliers")
+        (clipped,) = map_matrices(
+            lambda x: (_clip(x, quantile),),
+            *(views, (to_state_dtype(updates),)),
+            distribute=distribute,
+            wide=True,
+            across=True,
+        )
+        return cast_like(clipped, updates)
+
+    def matrices(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: isinstance(rule(path, leaf), Matrix), tree
+        )
+
+    return optax.with_extra_args_support(
+        optax.masked(optax.stateless(clip), matrices, mask_compatible_extra_args=True)
+    )
+
+
+def _check_quantile(quantile: Any) -> None:
+    if not isinstance(quantile, numbers.Real) or not 0 < quantile <= 1:
+        raise ValueError(f"quantile must be a number in (0, 1], got {quantile!r}")
+
+
+def scale_by_root(
+    momentum: Any = 0.95,
+    *,
+    nesterov: bool = True,
+    quantile: float = 0.9,
+    ns_steps: int = 5,
+    ns_coeffs: ShapeCoefficients = None,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of ROOT, of RMS about 0.2, for trees of hidden matrices only.
+
+    See :func:`optlab.root` for the arguments.
+
+    Raises:
+      ValueError: an argument is out of range, or a leaf is no matrix.
+    """
+    checks.fraction(momentum=momentum)
+    checks.positive_int(ns_steps=ns_steps)
+    _check_quantile(quantile)
+    rule = as_rule(roles)
+    step = partial(
+        _directions, quantile=quantile, ns_steps=ns_steps, ns_coeffs=ns_coeffs
+    )
+
+    def init_fn(params):
+        tree_views(params, rule, "root")
+        return ScaleByRootState(jnp.zeros([], jnp.int32), zero_state(params, mu_dtype))
+
+    def update_fn(updates, state, params=None, **extra):
+        del params, extra
+        gradients = to_state_dtype(updates)
+        mu = jax.tree.map(lambda g, m: momentum * m + g, gradients, state.mu)
+        x = mu
+        if nesterov:
+            x = jax.tree.map(lambda g, m: g + momentum * m, gradients, mu)
+        (directions,) = map_matrices(
+            step,
+            tree_views(updates, rule, "root"),
+            (x,),
+            distribute=distribute,
+            wide=True,
+            across=True,
+        )
+        state = ScaleByRootState(state.count + 1, cast_like(mu, state.mu))
+        return cast_like(directions, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def root(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: Any = 0.95,
+    nesterov: bool = True,
+    quantile: float = 0.9,
+    ns_steps: int = 5,
+    ns_coeffs: ShapeCoefficients = None,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    roles: Any = None,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_weight_decay: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """ROOT on the hidden matrices, AdamW on embeddings, heads and vectors.
+
+    The equations and the deviations from the authors' code stand in
+    :mod:`optlab.optimizers.root`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.root(2e-2, weight_decay=0.1)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Args:
+      learning_rate: of the hidden matrices, a number or a schedule.
+      momentum: decay of the momentum, in [0, 1).
+      nesterov: whether the momentum looks one gradient ahead.
+      quantile: of the absolute values, above which they are clipped; in (0, 1].
+      ns_steps: Newton-Schulz steps.
+      ns_coeffs: a triple or `ns_steps` of them for all matrices, or a dictionary by
+        shape `(m, n)`, either way round. None: fitted to each shape when traced.
+      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    return matrix_optimizer(
+        scale_by_root(
+            momentum,
+            nesterov=nesterov,
+            quantile=quantile,
+            ns_steps=ns_steps,
+            ns_coeffs=ns_coeffs,
+            roles=roles,
+            mu_dtype=mu_dtype,
+            distribute=distribute,
+        ),
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+    )

@@ -1,0 +1,110 @@
+"""ROOT against the authors' recorded trajectories; the threshold; the coefficients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from optlab import linalg
+from tests.golden import follow, load
+
+
+@pytest.mark.parametrize("name", ["root_a", "root_b"])
+def test_follows_the_authors_code_in_float64(name, x64):
+    data = load(name)
+    arguments = dict(data.meta)
+    for fixed in ("optimizer", "rms_scale"):
+        arguments.pop(fixed)
+    assert follow(optlab.root(**arguments), data) < 1e-9
+
+
+def gaussian(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("shape", [(2, 7, 9), (3, 1, 1), (1, 10, 11)])
+def test_the_quantile_is_numpys(q, shape):
+    x = np.abs(gaussian(*shape))
+    x.flat[::3] = x.flat[0]  # ties
+    x.flat[1::4] = 0
+    result = linalg.quantile(jnp.asarray(x), q)
+    assert result.shape == (shape[0], 1, 1)
+    expected = np.quantile(x.reshape(shape[0], -1).astype(np.float64), q, axis=1)
+    np.testing.assert_allclose(result[:, 0, 0], expected, rtol=1e-6)
+
+
+def test_the_quantile_of_extreme_values(x64):
+    x = np.array([[0.0, 5e-324, 1e-308, 1.0, 1.7e308]])
+    for q in (0.0, 0.25, 0.5, 0.75, 1.0):
+        assert linalg.quantile(jnp.asarray(x), q) == np.quantile(x, q)
+
+
+def test_clip_outliers_clips_matrices_and_nothing_else():
+    params = {
+        "w": gaussian(4, 9),
+        "conv": gaussian(3, 3, 2, 5),
+        "embed": gaussian(9, 4),
+        "bias": gaussian(9),
+    }
+    tx = optlab.clip_outliers(0.8)
+    clipped, _ = tx.update(params, tx.init(params))
+    for key in ("w", "conv"):
+        bound = np.quantile(np.abs(params[key]), 0.8)
+        np.testing.assert_allclose(
+            clipped[key], np.clip(params[key], -bound, bound), rtol=1e-6
+        )
+    for key in ("embed", "bias"):
+        np.testing.assert_array_equal(clipped[key], params[key])
+    same, _ = optlab.clip_outliers(1.0).update(params, tx.init(params))
+    np.testing.assert_allclose(same["w"], params["w"])
+
+
+def test_an_outlier_moves_the_update_less_than_muons():
+    """What the threshold is for: one huge entry does not own the whole step."""
+    clean = {"w": jnp.asarray(gaussian(16, 24))}
+    spoilt = {"w": clean["w"].at[3, 5].set(1e4)}
+
+    def step(tx, grads):
+        return np.ravel(tx.update(grads, tx.init(clean), clean)[0]["w"])
+
+    def cosine(tx):
+        a, b = step(tx, clean), step(tx, spoilt)
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert cosine(optlab.root(1e-2)) > 0.95
+    assert cosine(optlab.registry.muon(1e-2)) < 0.8
+
+
+def test_coefficients_by_shape_by_triple_and_fitted():
+    params = {"wide": jnp.asarray(gaussian(4, 9)), "tall": jnp.asarray(gaussian(9, 4))}
+
+    def step(coeffs):
+        tx = optlab.root(1e-2, ns_coeffs=coeffs)
+        return tx.update(params, tx.init(params), params)[0]
+
+    fitted = step(None)
+    triple = optlab.fit_coefficients((4, 9), 5)
+    for given in (triple, {(4, 9): triple}, {(9, 4): triple}):
+        jax.tree.map(np.testing.assert_array_equal, step(given), fitted)
+    assert np.abs(step("muon")["wide"] - fitted["wide"]).max() > 1e-4
+    with pytest.raises(ValueError, match=r"ns_coeffs has no entry .* \(4, 9\)"):
+        step({(5, 5): triple})
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.5, "much"])
+def test_a_bad_quantile_is_named(quantile):
+    with pytest.raises(ValueError, match="quantile must be"):
+        optlab.root(1e-2, quantile=quantile)
+    with pytest.raises(ValueError, match="quantile must be"):
+        optlab.clip_outliers(quantile)
+
+
+def test_the_threshold_goes_before_cosmos():
+    params = {"w": jnp.asarray(gaussian(6, 9)), "bias": jnp.asarray(gaussian(9))}
+    tx = optax.chain(optlab.clip_outliers(0.9), optlab.cosmos(1e-2, rank=2))
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    rms = jnp.sqrt(jnp.mean(updates["w"] ** 2))
+    np.testing.assert_allclose(rms, 1e-2, rtol=1e-5)
