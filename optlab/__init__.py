@@ -21,6 +21,8 @@ from optlab.optimizers.soap import scale_by_soap as scale_by_soap
 from optlab.optimizers.soap import soap as soap
 from optlab.optimizers.spam import scale_by_spam as scale_by_spam
 from optlab.optimizers.spam import spam as spam
+from optlab.optimizers.stable_spam import scale_by_stable_spam as scale_by_stable_spam
+from optlab.optimizers.stable_spam import stable_spam as stable_spam
 from optlab.orthogonalize import orthogonalize as orthogonalize
 from optlab.registry import register as register
 from optlab.roles import EMBEDDING as EMBEDDING

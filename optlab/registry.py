@@ -20,6 +20,7 @@ from optlab.optimizers.cosmos import cosmos
 from optlab.optimizers.lion import lion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
+from optlab.optimizers.stable_spam import stable_spam
 from optlab.roles import Matrix, as_rule, tree_roles, tree_views
 
 
@@ -175,3 +176,4 @@ register("muon", muon)
 register("sgd", sgd)
 register("soap", soap)
 register("spam", spam)
+register("stable_spam", stable_spam)

@@ -45,7 +45,7 @@ MATRICES = {
 
 # The transform that has to hold state for the hidden matrices, where its name is not
 # the entry's own.
-OWN_TRANSFORM = {"adamw": "adam", "sgd": "trace"}
+OWN_TRANSFORM = {"adamw": "adam", "sgd": "trace", "stable_spam": "stablespam"}
 
 
 def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):
