@@ -15,8 +15,13 @@ from optlab.optimizers.adahessian import adahessian as adahessian
 from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
+from optlab.optimizers.lanton import lanton as lanton
+from optlab.optimizers.lanton import noise_adaptive as noise_adaptive
+from optlab.optimizers.lanton import scale_by_lmo as scale_by_lmo
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
+from optlab.optimizers.scion import scale_by_scion as scale_by_scion
+from optlab.optimizers.scion import scion as scion
 from optlab.optimizers.soap import scale_by_soap as scale_by_soap
 from optlab.optimizers.soap import soap as soap
 from optlab.optimizers.spam import scale_by_spam as scale_by_spam

@@ -7,7 +7,8 @@ that it never asks for a name.
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +18,15 @@ from optlab import checks
 from optlab.compose import descend, matrix_optimizer
 from optlab.optimizers.adahessian import adahessian
 from optlab.optimizers.cosmos import cosmos
+from optlab.optimizers.lanton import lanton
 from optlab.optimizers.lion import lion
+from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
 from optlab.optimizers.stable_spam import stable_spam
 from optlab.roles import Matrix, as_rule, tree_roles, tree_views
+
+Needs = Callable[[Mapping[str, Any]], tuple[str, ...]]
 
 
 class Entry(NamedTuple):
@@ -31,26 +36,39 @@ class Entry(NamedTuple):
       name: what it is called.
       factory: `factory(learning_rate, **kwargs)` to an optax transformation.
       needs: extra arguments of `update` that the caller must supply, such as
-        `("hessian_diag",)`.
+        `("hessian_diag",)`, where the factory has its defaults.
+      needs_for: the same as a function of a mapping of the factory's keyword arguments.
     """
 
     name: str
     factory: Callable[..., optax.GradientTransformation]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...]
+    needs_for: Needs
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, factory: Callable, needs: tuple[str, ...] = ()) -> None:
+def register(name: str, factory: Callable, needs: tuple[str, ...] | Needs = ()) -> None:
     """Adds an optimizer from outside, for the runner and the sweeps to use.
+
+    Args:
+      name: to call it by.
+      factory: `factory(learning_rate, **kwargs)` to an optax transformation.
+      needs: names of the extra arguments that `update` must get, or a function of the
+        keyword arguments, as a mapping, that gives them.
 
     Raises:
       ValueError: the name is taken by another factory.
     """
     if name in _ENTRIES and _ENTRIES[name].factory is not factory:
         raise ValueError(f"name: {name!r} is registered already")
-    _ENTRIES[name] = Entry(name, factory, tuple(needs))
+    needs_for = needs if callable(needs) else partial(_always, tuple(needs))
+    _ENTRIES[name] = Entry(name, factory, needs_for({}), needs_for)
+
+
+def _always(needs: tuple[str, ...], _: Mapping[str, Any]) -> tuple[str, ...]:
+    return needs
 
 
 def names() -> list[str]:
@@ -168,11 +186,17 @@ def muon(
     )
 
 
+def _lanton_needs(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("other_grads",) if kwargs.get("noise") == "paired" else ()
+
+
 register("adahessian", adahessian, needs=("hessian_diag",))
 register("adamw", adamw)
 register("cosmos", cosmos)
+register("lanton", lanton, needs=_lanton_needs)
 register("lion", lion)
 register("muon", muon)
+register("scion", scion)
 register("sgd", sgd)
 register("soap", soap)
 register("spam", spam)

@@ -45,7 +45,15 @@ MATRICES = {
 
 # The transform that has to hold state for the hidden matrices, where its name is not
 # the entry's own.
-OWN_TRANSFORM = {"adamw": "adam", "sgd": "trace", "stable_spam": "stablespam"}
+OWN_TRANSFORM = {
+    "adamw": "adam",
+    "lanton": "noiseadaptive",
+    "scion": "lmo",
+    "sgd": "trace",
+}
+
+# Defaults that are made for larger models than the zoo.
+SMALLER = {"scion": {"hidden_radius": 1.0, "embedding_radius": 6.0}}
 
 
 def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):
@@ -63,7 +71,7 @@ def make(name: str, learning_rate=1e-2, **kwargs):
     factory = get(name).factory
     if "roles" in inspect.signature(factory).parameters:
         kwargs.setdefault("roles", ROLES)
-    return factory(learning_rate, **kwargs)
+    return factory(learning_rate, **{**SMALLER.get(name, {}), **kwargs})
 
 
 def extras(name: str, grads) -> dict:
