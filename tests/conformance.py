@@ -50,6 +50,7 @@ OWN_TRANSFORM = {
     "lanton": "noiseadaptive",
     "scion": "lmo",
     "sgd": "trace",
+    "stable_spam": "stablespam",
 }
 
 # Defaults that are made for larger models than the zoo.
