@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -243,17 +244,19 @@ def _ratios(
     noises: Sequence[jax.Array], layers: Sequence[Layers], alpha: Any, exponent: Any
 ) -> list[jax.Array]:
     """`(alpha_t / max alpha_t)^p`, without the quotient of two small numbers."""
-    lowest: dict[str, jax.Array] = {}
-    for h, layer in zip(noises, layers, strict=True):
-        least = jnp.min(h)
-        lowest[layer.group] = jnp.minimum(lowest.get(layer.group, least), least)
-    ratios = []
-    for h, layer in zip(noises, layers, strict=True):
+    # One vector a group: chains of scalars would be fused into every leaf's update.
+    ratios = list(noises)
+    for group in dict.fromkeys(layer.group for layer in layers):
+        members = [i for i, layer in enumerate(layers) if layer.group == group]
+        h = jnp.concatenate([jnp.ravel(noises[i]) for i in members])
         square = jnp.square(jnp.asarray(alpha, h.dtype))
         finite = jnp.isfinite(square)
         level = jnp.where(finite, square, 1.0) + float(jnp.finfo(h.dtype).tiny)
-        ratio = (level + lowest[layer.group].astype(h.dtype)) / (level + h)
-        ratios.append(jnp.where(finite, ratio ** (exponent / 2), 1.0))
+        ratio = ((level + jnp.min(h)) / (level + h)) ** (exponent / 2)
+        ratio = jnp.where(finite, ratio, 1.0)
+        ends = np.cumsum([noises[i].size for i in members])
+        for i, part in zip(members, jnp.split(ratio, ends[:-1]), strict=True):
+            ratios[i] = part.reshape(noises[i].shape)
     return ratios
 
 
