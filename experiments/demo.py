@@ -25,7 +25,7 @@ _METHODS = flags.DEFINE_list("methods", ["adamw", "cosmos"], "what --rates is fo
 
 _CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "stdlib_lm.py"
 # Optimizer -> schedule, and the best rate of results/demo/rates.md.
-METHODS = {"adamw": ("cosine", 4e-3), "cosmos": ("uba", 4e-3)}
+METHODS = {"adamw": ("cosine", 4e-3), "cosmos": ("uba", 2e-3)}
 
 
 def _train(folder: pathlib.Path, name: str, rate: float, overrides: list[str]) -> int:
