@@ -22,7 +22,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import optlab
-from experiments.models.llama import SIZES
+from experiments.data import CORPORA, IMAGES
+from experiments.models import MODELS
 from experiments.trainer.optimizer import SCHEDULES, SUPPLIED
 
 
@@ -44,20 +45,43 @@ class Field(NamedTuple):
 
 
 FIELDS = {
-    "seed": Field(0, "decides initial weights and the order of the data", low=0),
-    "task.name": Field("language_model", "what is learned", ("language_model",)),
-    "task.data": Field("stdlib", "corpus: Python's standard library", ("stdlib",)),
+    "seed": Field(0, "decides initial weights and data order", low=0, high=2**32 - 1),
+    "task.name": Field(
+        "language_model", "what is learned", ("language_model", "classification")
+    ),
+    "task.data": Field(
+        "stdlib", "where tokens or images come from", (*CORPORA, *IMAGES)
+    ),
+    "task.path": Field(
+        str,
+        "of shards: their folder; of stream: a Hugging Face data set or a folder of "
+        "files; of cifar10: its tarball; of installed_sources: the cache to keep",
+    ),
+    "task.subset": Field(str, "of stream: the data set's configuration, such as en"),
+    "task.text_field": Field("text", "of stream: the column to read"),
+    "task.tokenizer": Field(str, "of stream: a tokenizer.json, bytes if there is none"),
+    "task.vocab_size": Field(
+        int,
+        "of installed_sources: tokens of the BPE to train, bytes if not given; "
+        "of shards: where no meta.json says it, or to pad the table",
+        low=2,
+    ),
     "task.context": Field(128, "tokens in a window", low=1),
     "task.eval_windows": Field(
         256, "validation windows, a multiple of 32, the same ones always", low=32
     ),
-    "model.name": Field("llama", "family", ("llama",)),
-    "model.size": Field("tiny", "size of the family", tuple(SIZES)),
+    "task.augment": Field(False, "crop and mirror training images at random"),
+    "model.name": Field("llama", "family", tuple(MODELS)),
+    "model.size": Field(
+        "tiny", "; ".join(f"{name}: {', '.join(m.sizes)}" for name, m in MODELS.items())
+    ),
     "model.width": Field(int, "width of the residual stream, if not the size's", low=1),
     "model.layers": Field(int, "number of layers, if not the size's", low=1),
     "model.heads": Field(int, "attention heads, if not the size's", low=1),
     "model.hidden": Field(int, "inner width of the MLP, if not the size's", low=1),
-    "model.tied": Field(False, "embedding and head share their weights"),
+    "model.tied": Field(
+        bool, "embedding and head share their weights, if not as the family has it"
+    ),
     "model.qk_norm": Field(False, "normalise queries and keys"),
     "model.z_loss": Field(0.0, "weight of the squared log-normaliser", low=0),
     "model.dtype": Field(
@@ -328,6 +352,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"--config.{path}: given {value}, allowed {field.high:g} or less"
             )
+    sizes = MODELS[config.model.name].sizes
+    if config.model.size not in sizes:
+        raise UserError(_not_allowed("model.size", config.model.size, sizes))
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"--config.train.accumulate: given {config.train.accumulate}, allowed a "

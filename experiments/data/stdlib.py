@@ -8,6 +8,8 @@ import sysconfig
 
 import numpy as np
 
+from experiments.data.windows import Corpus
+
 # Tests are a third of the library and repetitive; the rest is not the library's own.
 _EXCLUDED = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"}
@@ -16,15 +18,16 @@ _VALIDATION_SHARE = 16  # one file in so many, chosen by the hash of its name
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Bytes of a text split by file; `digest` is the sha256 of names and contents."""
+class Library(Corpus):
+    """The corpus with its files; `digest` is the sha256 of names and contents."""
 
-    train: np.ndarray
-    validation: np.ndarray
     train_files: tuple[str, ...]
     validation_files: tuple[str, ...]
-    digest: str
-    vocab_size: int = 256
+
+
+def held_out(name: str) -> bool:
+    """Whether a file is for validation: it keeps its side when others come or go."""
+    return hashlib.sha256(name.encode()).digest()[0] % _VALIDATION_SHARE == 0
 
 
 def _sources(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
@@ -40,7 +43,7 @@ def _sources(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
 
 
 @functools.cache
-def load(root: str | None = None) -> Corpus:
+def load(root: str | None = None) -> Library:
     """Reads the sources below `root`, by default those of the running interpreter.
 
     Args:
@@ -59,20 +62,20 @@ def load(root: str | None = None) -> Corpus:
         text = path.read_bytes()
         digest.update(f"{name}\0{len(text)}\0".encode())
         digest.update(text)
-        held_out = hashlib.sha256(name.encode()).digest()[0] % _VALIDATION_SHARE == 0
-        splits[held_out].append((name, text))
-    for held_out, files in splits.items():
+        splits[held_out(name)].append((name, text))
+    for validation, files in splits.items():
         if not files:
-            kind = "validation" if held_out else "training"
+            kind = "validation" if validation else "training"
             raise ValueError(f"task.data: no {kind} sources (*.py) below {folder}")
     train, validation = (
-        np.frombuffer(b"".join(text for _, text in splits[held_out]), np.uint8)
-        for held_out in (False, True)
+        np.frombuffer(b"".join(text for _, text in splits[side]), np.uint8)
+        for side in (False, True)
     )
-    return Corpus(
-        train=train,
-        validation=validation,
+    return Library(
+        train=(train,),
+        validation=(validation,),
+        vocab_size=256,
+        digest=digest.hexdigest(),
         train_files=tuple(name for name, _ in splits[False]),
         validation_files=tuple(name for name, _ in splits[True]),
-        digest=digest.hexdigest(),
     )

@@ -1,64 +1,111 @@
-"""Windows of a long token array, as batches in an order fixed by the seed."""
+"""Windows of long token arrays, and the corpus that is read through them."""
+
+import dataclasses
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 
+from experiments.data.order import Process, shuffled_batches
+
+# grain's permutation of example numbers is one of 32-bit integers.
+_MOST_WINDOWS = 2**32 - 1
+
 
 class Windows:
-    """Every run of `length` consecutive tokens, one per starting place."""
+    """The runs of `length` consecutive tokens, numbered; none crosses two parts.
 
-    def __init__(self, tokens: np.ndarray, length: int):
-        if len(tokens) < length:
+    There is one per starting place. Where these are more than `most`, only every
+    second, third, ... place counts, until they are few enough.
+    """
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], length: int, most: int = _MOST_WINDOWS
+    ):
+        places = np.array([max(0, len(part) - length + 1) for part in parts], np.int64)
+        total = int(places.sum())
+        if not total:
+            longest = max((len(part) for part in parts), default=0)
             raise ValueError(
-                f"task.context: {length - 1} leaves no window in {len(tokens)} tokens"
+                f"task.context: {length - 1} leaves no window in {longest} tokens"
             )
-        self._tokens = tokens
+        self._ends = np.cumsum(places)
+        self._stride = -(-total // most)
+        self._count = -(-total // self._stride)
         self._length = length
+        # A view: row i is the window that starts at token i.
+        self._rows = [
+            np.lib.stride_tricks.sliding_window_view(part, length)
+            if len(part) >= length
+            else None
+            for part in parts
+        ]
 
     def __len__(self) -> int:
-        return len(self._tokens) - self._length + 1
+        return self._count
 
-    def __getitem__(self, start: int) -> np.ndarray:
-        return self._tokens[start : start + self._length]
+    def gather(self, numbers: np.ndarray) -> np.ndarray:
+        """The windows `(n, length)` of the given numbers `(n,)`."""
+        places = numbers.astype(np.int64) * self._stride
+        parts = np.searchsorted(self._ends, places, side="right")
+        out = None
+        for part in np.unique(parts):
+            rows = self._rows[part]
+            start = self._ends[part - 1] if part else 0
+            here = parts == part
+            if here.all():
+                return rows[places - start]
+            if out is None:
+                out = np.empty((len(numbers), self._length), rows.dtype)
+            out[here] = rows[places[here] - start]
+        return out
 
 
-def random_batches(
-    tokens: np.ndarray, length: int, batch_size: int, seed: int
-) -> grain.DatasetIterator:
-    """Batches of windows, each starting place once per epoch, without end.
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Tokens at hand: parts (files, shards) to train on and to validate.
 
-    Args:
-      tokens: `(n,)` integers, in memory or memory-mapped.
-      length: tokens in a window.
-      batch_size: windows in a batch.
-      seed: decides the order.
-
-    Returns:
-      A grain iterator over `(batch_size, length)` arrays. `get_state()` is a small
-      dictionary, and `set_state` resumes at the very next batch.
+    `digest` is a hash of the contents.
     """
-    windows = grain.MapDataset.source(Windows(tokens, length))
-    shuffled = windows.shuffle(seed=seed).repeat().batch(batch_size)
-    # Slicing costs microseconds: threads and read-ahead would only take a core away.
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(shuffled.to_iter_dataset(options))
 
+    train: tuple[np.ndarray, ...]
+    validation: tuple[np.ndarray, ...]
+    vocab_size: int
+    digest: str
 
-def even_batches(
-    tokens: np.ndarray, length: int, batch_size: int, count: int
-) -> list[np.ndarray]:
-    """`count` windows spread evenly over `tokens`: the same ones in every run.
+    def train_batches(
+        self, length: int, batch_size: int, seed: int, process: Process | None = None
+    ) -> grain.DatasetIterator:
+        """Endless batches `(rows, length)` of random windows of the training parts.
 
-    Args:
-      tokens: `(n,)` integers.
-      length: tokens in a window.
-      batch_size: windows in a batch; must divide `count`.
-      count: windows altogether.
+        Args:
+          length: tokens in a window.
+          batch_size: windows in a batch of all processes.
+          seed: decides the order.
+          process: whose rows to read, by default those of the process that asks.
 
-    Returns:
-      `count / batch_size` arrays `(batch_size, length)`.
-    """
-    windows = Windows(tokens, length)
-    starts = np.linspace(0, len(windows) - 1, count).astype(int)
-    chosen = np.stack([windows[start] for start in starts])
-    return list(chosen.reshape(-1, batch_size, length))
+        Raises:
+          ValueError: if no window is so short, or the batch cannot be shared out.
+        """
+        windows = Windows(self.train, length)
+        return shuffled_batches(len(windows), windows.gather, batch_size, seed, process)
+
+    def eval_batches(
+        self, length: int, batch_size: int, count: int
+    ) -> list[np.ndarray]:
+        """`count` validation windows spread evenly: the same ones in every run.
+
+        Args:
+          length: tokens in a window.
+          batch_size: windows in a batch; must divide `count`.
+          count: windows altogether.
+
+        Returns:
+          `count / batch_size` arrays `(batch_size, length)`.
+
+        Raises:
+          ValueError: if no window is so short.
+        """
+        windows = Windows(self.validation, length)
+        numbers = np.linspace(0, len(windows) - 1, count).astype(np.int64)
+        return list(windows.gather(numbers).reshape(-1, batch_size, length))

@@ -13,7 +13,7 @@ def build(vocab_size=11, **changes):
     small = {"width": 16, "layers": 3, "heads": 2, "hidden": 24}
     for name, value in (small | changes).items():
         config[name] = value
-    return llama.Llama(config, vocab_size)
+    return llama.Llama(config, vocab_size, context=8)
 
 
 def rms_norm(x, scale):
@@ -100,7 +100,7 @@ def test_bfloat16_is_of_activations_only():
 def test_parameter_counts(size, millions):
     config = configs.base().model
     config.size = size
-    params = jax.eval_shape(llama.Llama(config, 32_000).init, jax.random.key(0))
+    params = jax.eval_shape(llama.Llama(config, 32_000, 256).init, jax.random.key(0))
     width, layers, _, hidden = llama.SIZES[size]
     per_layer = 4 * width**2 + 3 * width * hidden + 2 * width
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,202 @@
+"""A folder of `uint16` token shards, memory-mapped, as nanoGPT writes them.
+
+`train*.bin` and `val*.bin` are bare little-endian token numbers. Beside them
+`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size of each shard)
+and `tokenizer.json`; a folder without them is read too, given `task.vocab_size`.
+"""
+
+import hashlib
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data.tokenizer import Bytes, Tokenizer, check_vocab_size
+from experiments.data.windows import Corpus
+
+_DTYPE = np.dtype("<u2")
+_ENCODED_AT_ONCE = 256
+# What is hashed and checked of each shard that no meta.json vouches for.
+_SAMPLE_TOKENS = 2**19
+
+
+class Piece(NamedTuple):
+    """A piece of a document; `last` where the document ends with it."""
+
+    text: str
+    held_out: bool
+    last: bool = True
+
+
+class _Shards:
+    """Writes one split; a shard is closed after the piece that fills it."""
+
+    def __init__(self, folder: pathlib.Path, split: str, shard_tokens: int):
+        self._folder, self._split, self._limit = folder, split, shard_tokens
+        self._file = None
+        self.written: dict[str, dict] = {}
+
+    def add(self, tokens: np.ndarray) -> None:
+        if self._file is None:
+            name = f"{self._split}_{len(self.written):05}.bin"
+            self._file = (self._folder / name).open("wb")
+            self._hash, self._size = hashlib.sha256(), 0
+        content = tokens.astype(_DTYPE).tobytes()
+        self._file.write(content)
+        self._hash.update(content)
+        self._size += len(tokens)
+        if self._size >= self._limit:
+            self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            name = pathlib.Path(self._file.name).name
+            self._file.close()
+            self._file = None
+            sha256 = self._hash.hexdigest()
+            self.written[name] = {"tokens": self._size, "sha256": sha256}
+
+
+def write(
+    folder: pathlib.Path,
+    pieces: Iterable[Piece],
+    tokenizer: Bytes | Tokenizer,
+    *,
+    source: str,
+    shard_tokens: int = 100_000_000,
+) -> dict:
+    """Tokenises pieces of text into a new folder, which is there whole or not at all.
+
+    Args:
+      folder: to make.
+      pieces: in order; the end of a document is marked by the tokenizer's token.
+      tokenizer: text to numbers.
+      source: what the text is, for the record.
+      shard_tokens: a shard is closed once it has as many.
+
+    Returns:
+      The content of `meta.json`.
+
+    Raises:
+      ValueError: if there is nothing to train on or nothing to validate.
+    """
+    made = folder.with_name(folder.name + ".new")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    splits = {held: _Shards(made, held, shard_tokens) for held in ("train", "val")}
+    end = np.array([tokenizer.end], np.uint16)
+    remaining = iter(pieces)
+    while batch := list(itertools.islice(remaining, _ENCODED_AT_ONCE)):
+        encoded = tokenizer.encode([piece.text for piece in batch])
+        for piece, tokens in zip(batch, encoded, strict=True):
+            whole = np.concatenate([tokens, end]) if piece.last else tokens
+            splits["val" if piece.held_out else "train"].add(whole)
+    for name, split in splits.items():
+        split.close()
+        if not split.written:
+            shutil.rmtree(made)
+            raise ValueError(f"{folder}: {source} leaves nothing for {name}")
+    shards = splits["train"].written | splits["val"].written
+    meta = {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.name,
+        "source": source,
+        "digest": _digest(shards),
+        "shards": shards,
+    }
+    tokenizer.save(made)
+    (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    made.replace(folder)
+    return meta
+
+
+def _digest(shards: dict[str, dict]) -> str:
+    lines = [f"{name} {shards[name]['sha256']}\n" for name in sorted(shards)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load(path: str, vocab_size: int | None = None) -> Corpus:
+    """Maps a folder's shards into memory; nothing is read but a sample.
+
+    Args:
+      path: the folder.
+      vocab_size: number of tokens, where no `meta.json` says it; a larger one than
+        that of `meta.json` pads the model's table.
+
+    Raises:
+      ValueError: naming the field or file that is wrong.
+    """
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"task.path: no folder {path!r} of token shards")
+    parts = {split: dict(_map(folder, split)) for split in ("train", "val")}
+    for split, found in parts.items():
+        if not found:
+            raise ValueError(f"task.path: {path} has no {split}*.bin")
+    everything = parts["train"] | parts["val"]
+    meta = _read_meta(folder, everything)
+    if meta is None and vocab_size is None:
+        raise ValueError(
+            f"task.vocab_size: missing, and {path} has no meta.json that says it"
+        )
+    known = 0 if meta is None else meta["vocab_size"]
+    if vocab_size is not None and vocab_size < known:
+        raise ValueError(
+            f"task.vocab_size: given {vocab_size}, allowed {known} or more for {path}"
+        )
+    size = vocab_size or known
+    check_vocab_size(size, "task.vocab_size" if vocab_size else f"{path}/meta.json")
+    for name, tokens in everything.items():
+        largest = int(tokens[:_SAMPLE_TOKENS].max())
+        if largest >= size:
+            raise ValueError(
+                f"task.vocab_size: {size} tokens, but {folder / name} holds {largest}"
+            )
+    return Corpus(
+        train=tuple(parts["train"].values()),
+        validation=tuple(parts["val"].values()),
+        vocab_size=size,
+        digest=_sample_digest(everything) if meta is None else meta["digest"],
+    )
+
+
+def _map(folder: pathlib.Path, split: str) -> Iterator[tuple[str, np.ndarray]]:
+    for file in sorted(folder.glob(f"{split}*.bin")):
+        size = file.stat().st_size
+        if not size or size % _DTYPE.itemsize:
+            raise ValueError(f"task.path: {file} of {size} bytes is no uint16 array")
+        yield file.name, np.memmap(file, _DTYPE, mode="r")
+
+
+def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | None:
+    file = folder / "meta.json"
+    if not file.exists():
+        return None
+    try:
+        meta = json.loads(file.read_text())
+        sizes = {name: shard["tokens"] for name, shard in meta["shards"].items()}
+        meta = {"vocab_size": int(meta["vocab_size"]), "digest": str(meta["digest"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"task.path: {file} is damaged ({error!r})") from error
+    for name in sorted(sizes.keys() | parts.keys()):
+        there = len(parts[name]) if name in parts else 0
+        if there != sizes.get(name, 0):
+            raise ValueError(
+                f"task.path: {folder / name} has {there:,} tokens, meta.json says "
+                f"{sizes.get(name, 0):,}"
+            )
+    return meta
+
+
+def _sample_digest(parts: dict[str, np.ndarray]) -> str:
+    """A hash of names, sizes, and both ends of each shard."""
+    digest = hashlib.sha256()
+    for name, tokens in parts.items():
+        digest.update(f"{name} {len(tokens)}\n".encode())
+        digest.update(tokens[:_SAMPLE_TOKENS].tobytes())
+        digest.update(tokens[-_SAMPLE_TOKENS:].tobytes())
+    return digest.hexdigest()

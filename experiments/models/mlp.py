@@ -1,0 +1,92 @@
+"""A multilayer perceptron with ReLU on flattened images."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from experiments.models.model import Model, add, kernel, run_stack, stack, zeros
+
+
+class Size(NamedTuple):
+    """Width, and number of the hidden layers that map it to itself."""
+
+    width: int
+    layers: int
+
+
+class Layer(nnx.Module):
+    """`relu(x kernel + bias)`."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
+        self.kernel = kernel(rngs.params(), (inputs, outputs), np.sqrt(2))
+        self.bias = zeros(outputs)
+
+    def __call__(self, x):
+        """Maps `(batch, inputs)`."""
+        return jax.nn.relu(add(x @ self.kernel[...].astype(x.dtype), self.bias))
+
+
+class Perceptron(nnx.Module):
+    """Images to class logits."""
+
+    def __init__(self, size, inputs, classes, *, dtype, remat, rngs):
+        self.embed = Layer(inputs, size.width, rngs)
+        self.layers = stack(
+            lambda rngs: Layer(size.width, size.width, rngs), size.layers, rngs
+        )
+        self.head = kernel(rngs.params(), (size.width, classes))
+        self.head_bias = zeros(classes)
+        self.dtype = dtype
+        self.remat = remat
+
+    def __call__(self, images):
+        """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
+        x = self.embed(images.reshape(len(images), -1).astype(self.dtype))
+        x = run_stack(self.layers, x, self.remat)
+        return add(x @ self.head[...].astype(self.dtype), self.head_bias)
+
+
+SIZES = {"tiny": Size(64, 2), "small": Size(256, 3)}
+
+
+class MLP(Model):
+    """The perceptron as pure functions."""
+
+    sizes = SIZES
+    options = ("remat",)
+    stacked = (r"^layers/",)
+    embeddings = (r"^embed/", r"^head$")
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        classes: int,
+        shape: tuple[int, int, int],
+    ):
+        """Builds the model's structure, and no array.
+
+        Args:
+          config: the `model` part of a config.
+          classes: number of labels.
+          shape: height, width and channels of an image.
+
+        Raises:
+          ValueError: if the config asks for what the family has not.
+        """
+        self.size = self.sized(config)
+        super().__init__(
+            functools.partial(
+                Perceptron,
+                self.size,
+                math.prod(shape),
+                classes,
+                dtype=jnp.dtype(config.dtype),
+                remat=config.remat,
+            )
+        )

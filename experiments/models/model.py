@@ -1,0 +1,127 @@
+"""What the model families share: pure functions, sizes, stacks of equal blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+# Fields of `model` that replace those of the size, and that switch something on.
+_SIZES = ("width", "layers", "heads", "hidden")
+_OPTIONS = ("tied", "qk_norm", "remat")
+
+
+class Model:
+    """A flax module as pure functions of a plain nested dictionary of float32 arrays.
+
+    A family says by `stacked` and `embeddings` what `optlab.default_roles` needs to
+    know of its parameter paths, by `sizes` what `model.size` may be, and by `options`
+    which switches of the config it has.
+    """
+
+    sizes: Mapping[str, Any]
+    options: Sequence[str] = ()
+    stacked: Sequence[str] = ()
+    embeddings: Sequence[str] = ()
+
+    def __init__(self, make: Callable[..., nnx.Module]):
+        """Builds the structure, and no array.
+
+        Args:
+          make: makes the module, given `rngs`.
+        """
+        self._make = make
+        abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
+        self._graph = nnx.graphdef(abstract)
+
+    @classmethod
+    def sized(cls, config: ml_collections.ConfigDict) -> Any:
+        """The size that a config names, with the fields that it replaces.
+
+        Raises:
+          ValueError: if the family has no such size, field or switch.
+        """
+        if config.size not in cls.sizes:
+            raise ValueError(
+                f"model.size: given {config.size!r}, allowed {', '.join(cls.sizes)} "
+                f"with model.name={config.name}"
+            )
+        size = cls.sizes[config.size]
+        given = {name: config[name] for name in _SIZES if config[name] is not None}
+        switched = {name: config[name] for name in _OPTIONS if config[name]}
+        for name, value in (given | switched).items():
+            if name not in (*size._fields, *cls.options):
+                raise ValueError(
+                    f"model.{name}: given {value}, model.name={config.name} has none"
+                )
+        return size._replace(**given)
+
+    def init(self, key: jax.Array) -> dict:
+        """Draws the parameters from `key`."""
+        return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(params=key))))
+
+    def apply(self, params: dict, inputs: jax.Array) -> jax.Array:
+        """The module's output."""
+        return nnx.merge(self._graph, params)(inputs)
+
+
+def kernel(key: jax.Array, shape: Sequence[int], scale: float = 1.0) -> nnx.Param:
+    """A weight `(..., inputs, outputs)` of standard deviation `scale / sqrt(inputs)`.
+
+    Of a convolution's kernel all axes but the last are inputs.
+    """
+    inputs = np.prod(shape[:-1])
+    return nnx.Param(jax.random.normal(key, shape) * (scale / np.sqrt(inputs)))
+
+
+def table(key: jax.Array, rows: int, width: int) -> nnx.Param:
+    """Embeddings `(rows, width)` of unit norm: a head's transpose, as it is drawn."""
+    return nnx.Param(jax.random.normal(key, (rows, width)) / np.sqrt(width))
+
+
+def add(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    """`x` with a bias of its last axis, where there is one, in the dtype of `x`."""
+    if bias is None:
+        return x
+    return x + bias[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def zeros(width: int) -> nnx.Param:
+    """A bias."""
+    return nnx.Param(jnp.zeros((width,)))
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs):
+    """`count` modules in one, every parameter with a first axis of that length."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def made(rngs):
+        return make(rngs)
+
+    return made(rngs)
+
+
+def run_stack(blocks: nnx.Module, x: jax.Array, remat: bool = False) -> jax.Array:
+    """Applies the modules of a stack one after another, by a scan.
+
+    Compilation does not grow with depth, and a matrix optimizer sees one stack for
+    each kind of matrix.
+
+    Args:
+      blocks: from `stack`.
+      x: what the first is given.
+      remat: compute each module again in the backward pass instead of keeping it.
+    """
+
+    def call(block, x):
+        return block(x)
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    def forward(x, block):
+        return (nnx.remat(call) if remat else call)(block, x)
+
+    return forward(x, blocks)

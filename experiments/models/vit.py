@@ -1,0 +1,103 @@
+"""A small vision transformer: patches, learned positions, GPT-2's blocks, mean pool."""
+
+import functools
+
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from experiments.models.model import Model, add, kernel, run_stack, stack, table, zeros
+from experiments.models.transformer import (
+    GELU,
+    Block,
+    LayerNorm,
+    Size,
+    Style,
+    check_heads,
+)
+
+# Patches along a side of the image: 4 by 4 pixels of CIFAR-10's 32 by 32.
+_GRID = 8
+
+
+class Encoder(nnx.Module):
+    """Patches to class logits."""
+
+    def __init__(self, size, style, shape, classes, *, dtype, remat, rngs):
+        height, width, channels = shape
+        patch = (height // _GRID) * (width // _GRID) * channels
+        self.embed = kernel(rngs.params(), (patch, size.width))
+        self.embed_bias = zeros(size.width)
+        self.positions = table(rngs.params(), _GRID**2, size.width)
+        self.layers = stack(
+            lambda rngs: Block(size, style, dtype, rngs), size.layers, rngs
+        )
+        self.norm = style.norm(size.width)
+        self.head = kernel(rngs.params(), (size.width, classes))
+        self.head_bias = zeros(classes)
+        self.dtype = dtype
+        self.remat = remat
+
+    def __call__(self, images):
+        """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
+        batch, height, width, channels = images.shape
+        grid = (batch, _GRID, height // _GRID, _GRID, width // _GRID, channels)
+        patches = images.reshape(grid).transpose(0, 1, 3, 2, 4, 5)
+        x = patches.reshape(batch, _GRID**2, -1).astype(self.dtype)
+        x = add(x @ self.embed[...].astype(self.dtype), self.embed_bias)
+        x = x + self.positions[None].astype(self.dtype)
+        x = self.norm(run_stack(self.layers, x, self.remat)).mean(1)
+        return add(x @ self.head[...].astype(self.dtype), self.head_bias)
+
+
+# ti and s have DeiT's widths (arXiv 2012.12877, table 1); tiny is our own.
+SIZES = {
+    "tiny": Size(64, 4, 4, 256),
+    "ti": Size(192, 12, 3, 768),
+    "s": Size(384, 12, 6, 1536),
+}
+
+
+class ViT(Model):
+    """The encoder as pure functions."""
+
+    sizes = SIZES
+    options = ("qk_norm", "remat")
+    stacked = (r"^layers/",)
+    embeddings = (r"^embed$", r"^positions$", r"^head$")
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        classes: int,
+        shape: tuple[int, int, int],
+    ):
+        """Builds the model's structure, and no array.
+
+        Args:
+          config: the `model` part of a config.
+          classes: number of labels.
+          shape: height, width and channels of an image; sides are multiples of 8.
+
+        Raises:
+          ValueError: if the heads do not fit the width, or the patches the image.
+        """
+        self.size = self.sized(config)
+        check_heads(self.size)
+        if shape[0] % _GRID or shape[1] % _GRID:
+            raise ValueError(
+                f"model.name: vit takes images whose sides are multiples of {_GRID}, "
+                f"not {shape[0]} by {shape[1]}"
+            )
+        style = Style(LayerNorm, GELU, bias=True, causal=False, qk_norm=config.qk_norm)
+        super().__init__(
+            functools.partial(
+                Encoder,
+                self.size,
+                style,
+                shape,
+                classes,
+                dtype=jnp.dtype(config.dtype),
+                remat=config.remat,
+            )
+        )
