@@ -7,6 +7,7 @@ token; windows are shuffled among their neighbours. Files come in their own orde
 import collections
 import copy
 import hashlib
+import logging
 import pathlib
 from typing import Any
 
@@ -36,6 +37,9 @@ def read(path: str, subset: str | None = None) -> Any:
     Raises:
       ValueError: naming `task.path`, with the library's own reason.
     """
+    # Its information, printed as logs by absl, would bury the one line of an error.
+    for name in ("datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     import datasets
 
     try:
@@ -84,7 +88,8 @@ class Stream:
             self._validation = self._train.take(held_out)
             self._train = self._train.skip(held_out)
         for split in (self._train, self._validation):
-            first = next(iter(split), None)
+            # Of a copy: a data set keeps its position.
+            first = next(iter(copy.deepcopy(split)), None)
             if first is None:
                 raise ValueError(
                     f"task.path: {path!r} has too few documents, allowed "
@@ -199,10 +204,12 @@ class _PackedIterator(grain.DatasetIterator):
     def _open(self, documents: dict) -> None:
         self._split.load_state_dict(documents)
         self._documents = iter(self._split)
+        # The data set itself says so only once it is read from.
+        self._position = documents
 
     def _read(self) -> None:
         """Appends the tokens of the next documents."""
-        before = self._split.state_dict()
+        before = self._position
         records = [
             record for _, record in zip(range(_CHUNK), self._documents, strict=False)
         ]
@@ -212,6 +219,7 @@ class _PackedIterator(grain.DatasetIterator):
             self.epoch += 1
             self._open(self._beginning)
             return
+        self._position = self._split.state_dict()
         encoded = self._tokenizer.encode([record[self._field] for record in records])
         tokens = np.concatenate([part for one in encoded for part in (one, self._end)])
         self._chunks.append((self.epoch, before, tokens))
@@ -232,7 +240,7 @@ class _PackedIterator(grain.DatasetIterator):
         if self._chunks:
             epoch, documents, _ = self._chunks[0]
         else:
-            epoch, documents = self.epoch, self._split.state_dict()
+            epoch, documents = self.epoch, self._position
         return {
             "epoch": epoch,
             "documents": documents,
