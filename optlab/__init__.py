@@ -1,6 +1,7 @@
 """optlab: the JAX home of the optimizers that come after Adam."""
 
 from optlab import registry as registry
+from optlab.coefficients import fit_coefficients as fit_coefficients
 from optlab.compose import by_role as by_role
 from optlab.compose import current_learning_rate as current_learning_rate
 from optlab.curvature import hvp as hvp
@@ -20,6 +21,9 @@ from optlab.optimizers.lanton import noise_adaptive as noise_adaptive
 from optlab.optimizers.lanton import scale_by_lmo as scale_by_lmo
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
+from optlab.optimizers.root import clip_outliers as clip_outliers
+from optlab.optimizers.root import root as root
+from optlab.optimizers.root import scale_by_root as scale_by_root
 from optlab.optimizers.scion import scale_by_scion as scale_by_scion
 from optlab.optimizers.scion import scion as scion
 from optlab.optimizers.soap import scale_by_soap as scale_by_soap
@@ -34,6 +38,8 @@ from optlab.roles import EMBEDDING as EMBEDDING
 from optlab.roles import VECTOR as VECTOR
 from optlab.roles import Matrix as Matrix
 from optlab.roles import default_roles as default_roles
+from optlab.schedules import linear_decay_schedule as linear_decay_schedule
+from optlab.schedules import refined_schedule as refined_schedule
 from optlab.schedules import uba_schedule as uba_schedule
 from optlab.spikes import clip_spikes as clip_spikes
 from optlab.spikes import reset_every as reset_every

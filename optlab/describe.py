@@ -78,15 +78,15 @@ def describe(
         if decay_mask is None
         else jax.tree.leaves(decay_mask(params))
     )
-    state = [] if tx is None else list(_owned(jax.eval_shape(tx.init, params), (), ""))
+    state = [] if tx is None else state_leaves(jax.eval_shape(tx.init, params))
     owners: dict[tuple[Any, ...], list[str]] = {tuple(p): [] for p, _ in leaves}
     sizes = dict.fromkeys(owners, 0)
-    for path, owner, leaf in state:
+    for path, transform, _, leaf in state:
         parameter = owning_parameter(path, owners)
         if parameter is not None:
             sizes[parameter] += math.prod(leaf.shape) * leaf.dtype.itemsize
-            if owner not in owners[parameter]:
-                owners[parameter].append(owner)
+            if transform not in owners[parameter]:
+                owners[parameter].append(transform)
     return Description(
         Row(
             path=path_name(path),
@@ -117,14 +117,47 @@ def _role(role: Any, leaf: Any) -> str:
     return f"{count} matrices {size}" if view.stack else f"matrix {size}"
 
 
-def _owned(node: Any, path: tuple[Any, ...], owner: str) -> Iterator[tuple]:
-    """State leaves with their paths and the name of the transform that made them."""
-    name = type(node).__name__
-    if hasattr(node, "_fields") and name.endswith("State"):
-        owner = name.removesuffix("State").removeprefix("ScaleBy").lower() or owner
+class StateLeaf(NamedTuple):
+    """An array of an optimizer's state.
+
+    Attributes:
+      path: its key path.
+      transform: the name of the transform that keeps it, such as "cosmos".
+      is_factor: whether its field stands in its state's `FACTORS`: it has the stack
+        axes of its parameter and then axes of its own, and lives where the matrix is
+        worked on, whatever shape it has.
+      value: the array or its `jax.ShapeDtypeStruct`.
+    """
+
+    path: tuple[Any, ...]
+    transform: str
+    is_factor: bool
+    value: Any
+
+
+def state_leaves(state: Any) -> list[StateLeaf]:
+    """The arrays of a state, in the order of `jax.tree.leaves`."""
+    return list(_walk(state, (), "", False))
+
+
+def _walk(
+    node: Any, path: tuple[Any, ...], transform: str, is_factor: bool
+) -> Iterator[StateLeaf]:
+    if hasattr(node, "_fields"):
+        name = type(node).__name__
+        if name.endswith("State"):
+            name = name.removesuffix("State").removeprefix("ScaleBy").lower()
+            transform = name or transform
+        # One level of a NamedTuple: jax's own flattening gives all keys one name.
+        factors = getattr(type(node), "FACTORS", ())
+        for field, child in zip(node._fields, node, strict=True):
+            key = jax.tree_util.GetAttrKey(field)
+            inside = is_factor or field in factors
+            yield from _walk(child, (*path, key), transform, inside)
+        return
     children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
     if children is None:
-        yield path, owner, node
+        yield StateLeaf(path, transform, is_factor, node)
         return
     for key, child in children[0]:
-        yield from _owned(child, (*path, key), owner)
+        yield from _walk(child, (*path, key), transform, is_factor)

@@ -170,7 +170,7 @@ def _by_group(
         views = [layers[i].view for i in hidden]
         matrices = [arrays[i] for i in hidden]
         *_, column = map_matrices(
-            stacked, views, (matrices,), distribute=distribute, wide=True, across=True
+            stacked, views, (matrices,), distribute=distribute, wide=True
         )
         found = dict(zip(hidden, column, strict=True))
     results = []

@@ -11,9 +11,9 @@ import enum
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -188,15 +188,13 @@ class View(NamedTuple):
             n=math.prod(sizes(role.cols)),
         )
 
-    def matrices(self, leaf: jax.Array, wide: bool = False) -> jax.Array:
-        """The leaf as `(S, m, n)`; a tall one as `(S, n, m)` if `wide`."""
-        x = leaf.transpose(self.order).reshape(-1, self.m, self.n)
-        return x.mT if wide and self.m > self.n else x
+    def matrices(self, leaf: jax.Array) -> jax.Array:
+        """The leaf as `(S, m, n)`."""
+        return leaf.transpose(self.order).reshape(-1, self.m, self.n)
 
-    def leaf(self, matrices: jax.Array, wide: bool = False) -> jax.Array:
-        """What `matrices` gave as the leaf again."""
-        x = matrices.mT if wide and self.m > self.n else matrices
-        return x.reshape(self.shape).transpose(np.argsort(self.order))
+    def leaf(self, matrices: jax.Array) -> jax.Array:
+        """`(S, m, n)` as the leaf again."""
+        return matrices.reshape(self.shape).transpose(np.argsort(self.order))
 
     def flat(self, factor: jax.Array) -> jax.Array:
         """A factor `(stack..., x, y)` or scalar `(stack...)` with one stack axis."""
@@ -226,7 +224,17 @@ def tree_views(tree: Any, rule: Rule, owner: str) -> Any:
     return jax.tree_util.tree_map_with_path(view, tree)
 
 
-Distribute = Callable[[Callable], Callable]
+class Distribute(Protocol):
+    """Turns a function of groups of stacks into the same function, computed apart."""
+
+    def __call__(self, f: Callable[..., Any], matrices: int, /) -> Callable[..., Any]:
+        """`f(*groups) -> one tuple a group`, each group a tuple of arrays.
+
+        The arrays of a group have one common leading stack axis, and so have those of
+        its result; `f` treats every slice alone. The first `matrices` of a group, and
+        the first of a result, are stacks of parameter-like matrices.
+        """
+        ...
 
 
 def map_matrices(
@@ -237,9 +245,10 @@ def map_matrices(
     *,
     distribute: Distribute | None = None,
     wide: bool = False,
-    across: bool = False,
 ) -> tuple[Any, ...]:
     """Applies `f` to every matrix of some trees, in as few large stacks as it can.
+
+    Leaves of one shape share a bucket, in which `f` runs once.
 
     Args:
       f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common
@@ -250,10 +259,9 @@ def map_matrices(
       factors: trees of arrays that have the stack axes and then axes of their own;
         `f` gets them as `(S, ...)`.
       distribute: what computes `f` apart, slice by slice, over a mesh.
-      wide: `f` commutes with transposition. Tall matrices are handed to it
-        transposed, so that they share a bucket with the wide ones.
-      across: leaves with different stacks share a bucket too. This moves data where
-        the stacks are sharded, so it is for functions without factors.
+      wide: `f` commutes with transposition and takes no factors. It gets tall matrices
+        transposed, and matrices of one shape share a bucket whichever way round they
+        are and whatever their stack.
 
     Returns:
       The tree of the resulting matrices as leaves, then those of the factors.
@@ -263,16 +271,19 @@ def map_matrices(
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
     items = []
     for view, *arrays in zip(flat_views, *columns, strict=True):
-        matrices = [view.matrices(x, wide) for x in arrays[: len(trees)]]
+        matrices = map(view.matrices, arrays[: len(trees)])
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    g = f if distribute is None else distribute(f)
+    g = partial(_joined, f, wide)
+    g = g if distribute is None else distribute(g, len(trees))
     results: list[Any] = [None] * len(items)
-    for members in _buckets(items, across):
-        parts = _apply(g, [items[i] for i in members])
-        for i, (matrix, *rest) in zip(members, parts, strict=True):
-            view = flat_views[i]
-            leaf = None if matrix is None else view.leaf(matrix, wide)
-            results[i] = (leaf, *map(view.unflat, rest))
+    for groups in _buckets(items, wide):
+        parts = g(*(_merge([items[i] for i in group]) for group in groups))
+        for group, part in zip(groups, parts, strict=True):
+            for place, i in enumerate(group):
+                view, count = flat_views[i], len(group)
+                own = jax.tree.map(partial(_member, place, count), part)
+                matrix = None if own[0] is None else view.leaf(own[0])
+                results[i] = (matrix, *map(view.unflat, own[1:]))
     empty = [()] * (1 + len(factors))
     return tuple(map(treedef.unflatten, zip(*results, strict=True) if items else empty))
 
@@ -281,33 +292,54 @@ def _is(kind: type, x: Any) -> bool:
     return isinstance(x, kind)
 
 
-def _buckets(items: Sequence[tuple[jax.Array, ...]], across: bool) -> Iterator[list]:
-    buckets: dict[Any, list[int]] = {}
+def _buckets(items: list[tuple[jax.Array, ...]], wide: bool) -> list[list[list[int]]]:
+    """Buckets of groups of items; a group's arrays have the very same shapes."""
+    buckets: dict[Any, dict[Any, list[int]]] = {}
     for i, item in enumerate(items):
-        key = tuple((x.shape[1 if across else 0 :], x.dtype) for x in item)
-        buckets.setdefault(key, []).append(i)
-    yield from buckets.values()
+        group = tuple((x.shape, x.dtype) for x in item)
+        bucket = group
+        if wide:
+            bucket = tuple((*sorted(x.shape[1:]), x.dtype) for x in item)
+        buckets.setdefault(bucket, {}).setdefault(group, []).append(i)
+    return [list(bucket.values()) for bucket in buckets.values()]
 
 
-def _apply(g: Callable, items: list[tuple[jax.Array, ...]]) -> list[Any]:
-    """Runs `g` once on several items and takes its result apart again."""
+def _merge(items: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    """Stacks of one shape as one: side by side within each slice, so that a stack
+    which is cut up over devices stays where it is.
+    """
     if len(items) == 1:
-        return [g(*items[0])]
-    sizes = [item[0].shape[0] for item in items]
-    columns = zip(*items, strict=True)
-    if len(set(sizes)) == 1:
-        # Side by side within each slice, so that a sharded stack stays where it is.
-        size, count = sizes[0], len(items)
-        merged = [jnp.stack(c, 1).reshape(-1, *c[0].shape[1:]) for c in columns]
+        return items[0]
+    return tuple(
+        jnp.stack(column, 1).reshape(-1, *column[0].shape[1:])
+        for column in zip(*items, strict=True)
+    )
 
-        def part(x: jax.Array, i: int) -> jax.Array:
-            return x.reshape(size, count, *x.shape[1:])[:, i]
-    else:
-        merged = [jnp.concatenate(c) for c in columns]
-        ends = np.cumsum(sizes)
 
-        def part(x: jax.Array, i: int) -> jax.Array:
-            return x[ends[i] - sizes[i] : ends[i]]
+def _member(place: int, count: int, x: jax.Array) -> jax.Array:
+    """One item's part of what `_merge` made."""
+    return x if count == 1 else x.reshape(-1, count, *x.shape[1:])[:, place]
 
-    result = g(*merged)
-    return [jax.tree.map(lambda x, i=i: part(x, i), result) for i in range(len(items))]
+
+def _joined(
+    f: Callable[..., Any], wide: bool, *groups: tuple[jax.Array, ...]
+) -> tuple[Any, ...]:
+    """Runs `f` once on the stacks of all groups; gives each its part of the result."""
+
+    if not wide:
+        return (f(*groups[0]),)
+    talls = [group[0].shape[1] > group[0].shape[2] for group in groups]
+    turned = [
+        [x.mT if tall else x for x in group]
+        for group, tall in zip(groups, talls, strict=True)
+    ]
+    columns = [jnp.concatenate(column) for column in zip(*turned, strict=True)]
+    ends = np.cumsum([group[0].shape[0] for group in groups])[:-1]
+    matrix, *rest = f(*columns)
+    matrix = [None] * len(groups) if matrix is None else jnp.split(matrix, ends)
+    return tuple(
+        (x.mT if tall and x is not None else x, *others)
+        for tall, x, *others in zip(
+            talls, matrix, *(jnp.split(y, ends) for y in rest), strict=True
+        )
+    )

@@ -67,6 +67,8 @@ class ScaleByCosmosState(NamedTuple):
     covariance: optax.Updates  # S, (..., r, r)
     nu: optax.Updates  # V, (..., r, d_out)
 
+    FACTORS = ("basis", "covariance", "nu")
+
 
 def _directions(
     gradient: jax.Array,  # (S, m, n)

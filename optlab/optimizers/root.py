@@ -119,7 +119,6 @@ def clip_outliers(
             *(views, (to_state_dtype(updates),)),
             distribute=distribute,
             wide=True,
-            across=True,
         )
         return cast_like(clipped, updates)
 
@@ -181,7 +180,6 @@ def scale_by_root(
             (x,),
             distribute=distribute,
             wide=True,
-            across=True,
         )
         state = ScaleByRootState(state.count + 1, cast_like(mu, state.mu))
         return cast_like(directions, updates), state

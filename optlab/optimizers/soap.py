@@ -62,6 +62,8 @@ class ScaleBySoapState(NamedTuple):
     basis_left: optax.Updates  # Q_L, (..., d_in, d_in)
     basis_right: optax.Updates  # Q_R, (..., d_out, d_out)
 
+    FACTORS = ("nu", "gram_left", "gram_right", "basis_left", "basis_right")
+
 
 def _directions(
     gradient: jax.Array,  # (S, m, n)
@@ -99,7 +101,7 @@ def _directions(
 
     def initialise():
         return tuple(
-            eigenbasis(a) if active else q
+            eigenbasis(a, min(g.shape[1:])) if active else q
             for a, q, active in zip(grams, bases, (left, right), strict=True)
         ), nu
 

@@ -1,0 +1,409 @@
+"""Meshes, parameter and state layouts, and how matrix work is spread over devices.
+
+A matrix method works on whole matrices, while its parameters lie cut up over a mesh.
+`over_mesh` turns a function of a stack of matrices into one whose stack is split over
+the mesh: each device gets whole matrices, works on those alone, and the results go
+back. What moves is the stack, once in and once out, and nothing inside any loop.
+
+Parameters are laid out by ordered rules on their paths, the first match decides, and a
+parameter without one is an error. State follows its parameter by path, never by size.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from optlab.describe import owning_parameter, state_leaves
+from optlab.roles import Distribute, path_name
+
+P = PartitionSpec
+
+# A spec, or a function of the leaf's shape that gives one.
+Layout = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
+Rules = Sequence[tuple[str, Layout]]
+
+
+def make_mesh(
+    axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with named axes that the compiler shards over by itself.
+
+    Axes are `AxisType.Auto`; jax's default, Explicit, raises on products of sharded
+    matrices. Devices are ordered for the machine's links by jax. An axis called
+    `slice` goes over pods (or hosts): its neighbours are as far apart as they can be.
+
+    Args:
+      axes: sizes by name, outermost first; one may be -1 for all remaining devices.
+      devices: to use; all of `jax.devices()` by default.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(axes)
+    unknown = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(unknown) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[unknown[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
+        raise ValueError(f"axes {dict(axes)} do not make up {len(devices)} devices")
+    names, shape = tuple(sizes), tuple(sizes.values())
+    kinds = (AxisType.Auto,) * len(shape)
+    if "slice" not in sizes or sizes["slice"] == 1:
+        return jax.make_mesh(shape, names, kinds, devices=devices)
+    across = tuple(size if name == "slice" else 1 for name, size in sizes.items())
+    within = tuple(1 if name == "slice" else size for name, size in sizes.items())
+    return Mesh(_hybrid(within, across, devices), names, axis_types=kinds)
+
+
+def _hybrid(within, across, devices) -> np.ndarray:
+    """Devices by slice where they have one, else by process, else in their order."""
+    slices = {getattr(d, "slice_index", None) for d in devices}
+    processes = {d.process_index for d in devices}
+    if math.prod(across) in (len(slices), len(processes)):
+        return mesh_utils.create_hybrid_device_mesh(
+            within,
+            across,
+            devices,
+            process_is_granule=math.prod(across) != len(slices),
+        )
+    shape = tuple(a * b for a, b in zip(within, across, strict=True))
+    front = across.index(max(across))
+    moved = (shape[front], *shape[:front], *shape[front + 1 :])
+    return np.moveaxis(np.array(devices).reshape(moved), 0, front)
+
+
+def param_specs(params: Any, rules: Rules) -> Any:
+    """The layout of every parameter, by the first rule whose pattern is in its path.
+
+    Args:
+      params: tree of arrays or `jax.ShapeDtypeStruct`.
+      rules: `(pattern, layout)` pairs; the layout is a `PartitionSpec` or a function
+        of the shape. Ready ones: `fsdp_rules`, `tensor_parallel_rules`.
+
+    Returns:
+      The tree of `PartitionSpec`.
+
+    Raises:
+      ValueError: no rule matches a parameter, or its layout has too many axes.
+    """
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        name = path_name(path)
+        for pattern, layout in rules:
+            if re.search(pattern, name):
+                found = layout(tuple(leaf.shape)) if callable(layout) else layout
+                if len(found) > len(leaf.shape):
+                    raise ValueError(
+                        f"rules: {pattern!r} gives {found} to {name!r} of shape "
+                        f"{leaf.shape}"
+                    )
+                return found
+        patterns = [pattern for pattern, _ in rules]
+        near = difflib.get_close_matches(name, patterns, 1, 0.0)
+        raise ValueError(
+            f"rules: none matches {name!r}; the nearest is {near[0] if near else None}"
+        )
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def fsdp_rules(mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Rules:
+    """Fully sharded data parallelism: each parameter over one axis of itself.
+
+    The rows of matrices where the mesh's axis divides them, else the longest axis that
+    it does divide, stack axes last; what it does not divide at all is replicated.
+    """
+    size = _axis_size(mesh, axis)
+
+    def layout(shape: tuple[int, ...]) -> PartitionSpec:
+        return _split_rows(shape, (None,) * len(shape), axis, size)
+
+    return ((".*", layout),)
+
+
+def tensor_parallel_rules(
+    mesh: Mesh,
+    axis: str = "model",
+    data_axis: str | tuple[str, ...] | None = None,
+) -> Rules:
+    """Megatron's layout for transformers, and FSDP over `data_axis` on top of it.
+
+    Query, key, value, gate and up are cut by columns, attention's output and down by
+    rows, the embedding by the vocabulary, the head by its columns. What the mesh does
+    not divide, and every other leaf, is left to `data_axis` alone.
+    """
+    size = _axis_size(mesh, axis)
+    data = 1 if data_axis is None else _axis_size(mesh, data_axis)
+
+    def cut(place: int) -> Callable[[tuple[int, ...]], PartitionSpec]:
+        def layout(shape: tuple[int, ...]) -> PartitionSpec:
+            spec: list[Any] = [None] * len(shape)
+            if -len(shape) <= place < len(shape) and shape[place] % size == 0:
+                spec[place] = axis
+            if data_axis is None:
+                return P(*spec)
+            return _split_rows(shape, spec, data_axis, data)
+
+        return layout
+
+    rest = cut(len("never an axis"))
+    return (
+        (r"(^|/|_)(bias|scale)(/|$)", rest),
+        (r"(^|/)(q|k|v|query|key|value|qkv|gate|up|fc_in)(_?proj)?(/|$)", cut(-1)),
+        (r"(^|/)(o|out|down|fc_out)(_?proj)?(/|$)", cut(-2)),
+        (r"(^|/|_)(embed\w*|wte)(/|$)", cut(0)),
+        (r"(^|/|_)(head|logits)(/|$)", cut(-1)),
+        (".*", rest),
+    )
+
+
+def _axis_size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    for name in names:
+        if name not in mesh.shape:
+            raise ValueError(f"the mesh has no axis {name!r}: {dict(mesh.shape)}")
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _split_rows(
+    shape: tuple[int, ...], taken: Sequence[Any], axes: Any, size: int
+) -> PartitionSpec:
+    """Adds mesh axes to a free dimension that they divide, rows first."""
+    free = [i for i, n in enumerate(shape) if taken[i] is None and n % size == 0]
+    if not free or size == 1:
+        return P(*taken)
+    rows = len(shape) - 2
+    best = max(free, key=lambda i: (i == rows, i > rows, shape[i]))
+    return P(*taken[:best], axes, *taken[best + 1 :])
+
+
+def state_specs(
+    tx: optax.GradientTransformation,
+    params: Any,
+    specs: Any,
+    *,
+    distribute: Any = None,
+) -> Any:
+    """The layout of an optimizer's state, from that of its parameters.
+
+    A leaf whose path ends in a parameter's path belongs to it: with the parameter's
+    shape it is laid out like it, and a factor is split over its stack axis as the
+    matrices are when they are worked on, if `distribute` divides that axis, or else as
+    the parameter's stack axis is. What belongs to no parameter is replicated.
+
+    Args:
+      tx: any optax transformation, wrapped in any others.
+      params: tree of arrays or `jax.ShapeDtypeStruct`.
+      specs: tree of `PartitionSpec`; for state that is sharded further than the
+        parameters (ZeRO-1), give the state's own here.
+      distribute: the optimizer's, made by `over_mesh`.
+
+    Returns:
+      A tree of `PartitionSpec` like the state.
+    """
+    shapes = {tuple(p): x for p, x in jax.tree_util.tree_flatten_with_path(params)[0]}
+    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    layouts = dict(zip(shapes, jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
+
+    def spec(path: Any, is_factor: bool, shape: tuple[int, ...]) -> PartitionSpec:
+        owner = owning_parameter(path, shapes)
+        if owner is None:
+            return P()
+        own, layout = shapes[owner].shape, layouts[owner]
+        if not is_factor and len(shape) == len(own):
+            # Sparse momenta have fewer columns; an axis of another size stays whole.
+            same = zip(layout, shape, own, strict=False)
+            return P(*(axis if n == size else None for axis, n, size in same))
+        return _factor_spec(shape, own, layout, distribute)
+
+    state = jax.eval_shape(tx.init, params)
+    return jax.tree.unflatten(
+        jax.tree.structure(state),
+        [spec(x.path, x.is_factor, x.value.shape) for x in state_leaves(state)],
+    )
+
+
+def _factor_spec(
+    shape: tuple[int, ...], own: tuple[int, ...], layout: Any, distribute: Any
+) -> PartitionSpec:
+    """Over the first stack axis of `(stack..., x, y)`, or of a number a layer."""
+    if len(shape) in (0, 2) or shape[0] != own[0]:
+        return P()
+    if isinstance(distribute, OverMesh) and shape[0] % distribute.size == 0:
+        return P(distribute.axes)
+    return P(*layout[:1])
+
+
+def init_state(
+    tx: optax.GradientTransformation, params: Any, *, distribute: Any = None
+) -> Any:
+    """An optimizer's state, sharded from the start as its sharded parameters are.
+
+    Plain `jax.jit(tx.init)` would put all of it on one device.
+
+    Args:
+      tx: any optax transformation.
+      params: tree of arrays with a `NamedSharding` each.
+      distribute: the optimizer's, made by `over_mesh`.
+
+    Returns:
+      `tx.init(params)`, laid out by `state_specs`.
+    """
+    return jax.jit(tx.init, out_shardings=state_shardings(tx, params, distribute))(
+        params
+    )
+
+
+def state_shardings(
+    tx: optax.GradientTransformation, params: Any, distribute: Any = None
+) -> Any:
+    """`state_specs` as shardings on the mesh that the parameters lie on."""
+    specs = jax.tree.map(lambda p: p.sharding.spec, params)
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return to_shardings(mesh, state_specs(tx, params, specs, distribute=distribute))
+
+
+def to_shardings(mesh: Mesh, specs: Any) -> Any:
+    """A tree of specs as a tree of shardings."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+class OverMesh:
+    """Made by `over_mesh`; `axes` are the mesh's, `size` their devices."""
+
+    def __init__(self, mesh: Mesh, axes: tuple[str, ...]):
+        self.mesh, self.axes, self.size = mesh, axes, _axis_size(mesh, axes)
+
+    def __call__(self, f: Callable[..., Any], matrices: int) -> Callable[..., Any]:
+        """`f` with its stacks split over the mesh."""
+        apart = jax.shard_map(
+            f,
+            mesh=self.mesh,
+            in_specs=P(self.axes),
+            out_specs=P(self.axes),
+            check_vma=False,
+        )
+
+        def spread(*groups: Any) -> Any:
+            counts = list(map(_stack_size, groups))
+            # Pinned on both sides, so that momenta are not dragged along.
+            pinned = [
+                (*map(self._by_rows, g[:matrices]), *g[matrices:]) for g in groups
+            ]
+            padded = [
+                _pad(g, -n % self.size) for g, n in zip(pinned, counts, strict=True)
+            ]
+            results = map(_cut, apart(*padded), counts)
+            return tuple((self._by_rows(matrix), *rest) for matrix, *rest in results)
+
+        return spread
+
+    def _by_rows(self, stack: jax.Array | None) -> jax.Array | None:
+        """Lays whole stacks of matrices out as `fsdp_rules` does their parameters."""
+        if stack is None or stack.shape[1] % self.size:
+            return stack
+        rows = NamedSharding(self.mesh, P(None, self.axes))
+        return lax.with_sharding_constraint(stack, rows)
+
+
+def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
+    """Spreads matrix work over the axes of a mesh, under `jax.jit`.
+
+    Each device gets whole matrices, `1/size` of every stack, padded with zeros where
+    it does not divide. Over axes that are not named, the work is repeated: leave out
+    `slice`, and no matrix crosses a pod.
+
+    Args:
+      mesh: from `make_mesh`.
+      axes: one name, or several that are split over together.
+
+    Returns:
+      What the matrix methods take as `distribute`.
+
+    Raises:
+      ValueError: the mesh has no such axis, or one that is not Auto.
+    """
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    explicit = [n for n, kind in kinds.items() if kind != AxisType.Auto]
+    if explicit:
+        raise ValueError(
+            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
+            "meshes that the compiler shards over"
+        )
+    return OverMesh(mesh, names)
+
+
+def over_axis(name: str | tuple[str, ...]) -> Distribute:
+    """Spreads matrix work over a named axis, inside `jax.pmap` or `jax.shard_map`.
+
+    For parameters that are the same on all devices: each takes its share of every
+    stack, and the results are gathered.
+
+    Args:
+      name: the axis, or several.
+
+    Returns:
+      What the matrix methods take as `distribute`.
+    """
+
+    def distribute(f: Callable[..., Any], matrices: int) -> Callable[..., Any]:
+        del matrices
+
+        def spread(*groups: Any) -> Any:
+            size, index = lax.axis_size(name), lax.axis_index(name)
+            shares = [-(-_stack_size(g) // size) for g in groups]
+
+            def own(group: Any, share: int) -> Any:
+                padded = _pad(group, share * size - _stack_size(group))
+                return jax.tree.map(
+                    lambda x: lax.dynamic_slice_in_dim(x, index * share, share), padded
+                )
+
+            results = f(*map(own, groups, shares))
+            gathered = jax.tree.map(
+                lambda x: lax.all_gather(x, name, tiled=True), results
+            )
+            return tuple(
+                _cut(r, _stack_size(g)) for r, g in zip(gathered, groups, strict=True)
+            )
+
+        return spread
+
+    return distribute
+
+
+def _stack_size(group: Any) -> int:
+    return jax.tree.leaves(group)[0].shape[0]
+
+
+def _cut(group: Any, count: int) -> Any:
+    """The first `count` slices of each stack."""
+    return jax.tree.map(lambda x: x[:count], group)
+
+
+def _pad(group: Any, count: int) -> Any:
+    """Adds that many zero slices at the end of each stack."""
+    if not count:
+        return group
+    return jax.tree.map(
+        lambda x: jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1)), group
+    )
