@@ -3,9 +3,11 @@
 512 windows of 256 tokens make a step; rates rise over a tenth of the steps, then follow
 a cosine down to a tenth. 60M by default; for the others pass
 
-    --config.model.size=130M --config.train.steps=20000     2.2 G tokens
-    --config.model.size=350M --config.train.steps=60000     6.4 G tokens (7.9 by count)
-    --config.model.size=1B   --config.train.steps=100000    13.1 G tokens
+    --config.model.size=130M --config.train.steps=20000
+    --config.model.size=350M --config.train.steps=60000
+    --config.model.size=1B   --config.train.steps=100000
+
+which is 1.3, 2.6, 7.9 and 13.1 G tokens.
 
 The shards: `python -m experiments.data.prepare --output=data/c4 --dataset=allenai/c4
 --subset=en --validation_split=validation --limit=3000000 --tokenizer=tokenizer.json`

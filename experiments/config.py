@@ -346,11 +346,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"--config.{path}: given {value}, allowed above 0")
         if field.low is not None and value < field.low:
             raise UserError(
-                f"--config.{path}: given {value}, allowed {field.low:g} or more"
+                f"--config.{path}: given {value}, allowed {field.low} or more"
             )
         if field.high is not None and value > field.high:
             raise UserError(
-                f"--config.{path}: given {value}, allowed {field.high:g} or less"
+                f"--config.{path}: given {value}, allowed {field.high} or less"
             )
     sizes = MODELS[config.model.name].sizes
     if config.model.size not in sizes:

@@ -9,6 +9,7 @@ one name in two versions are on one side.
 import hashlib
 import os
 import pathlib
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 
@@ -85,6 +86,7 @@ def load(
 def _prepare(
     folder: pathlib.Path, vocab_size: int | None, folders: Sequence[pathlib.Path]
 ) -> None:
+    print(f"preparing {folder} from the installed sources, once", file=sys.stderr)
     if vocab_size:
         sample = (
             text
@@ -98,4 +100,7 @@ def _prepare(
     try:
         shards.write(folder, pieces, encoder, source="installed Python sources")
     except OSError as error:
-        raise ValueError(f"task.path: {error.filename}: {error.strerror}") from error
+        # Another process may have been first, and has made the same.
+        if not folder.exists():
+            reason = f"{error.filename}: {error.strerror}"
+            raise ValueError(f"task.path: {reason}") from error

@@ -8,6 +8,7 @@ and `tokenizer.json`; a folder without them is read too, given `task.vocab_size`
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator
@@ -84,10 +85,28 @@ def write(
     Raises:
       ValueError: if there is nothing to train on or nothing to validate.
     """
-    made = folder.with_name(folder.name + ".new")
-    shutil.rmtree(made, ignore_errors=True)
+    # Of its own name: two processes may prepare the same folder at once.
+    made = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     made.mkdir(parents=True)
-    splits = {held: _Shards(made, held, shard_tokens) for held in ("train", "val")}
+    try:
+        shards = _write_splits(made, pieces, tokenizer, shard_tokens, source)
+        meta = {
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.name,
+            "source": source,
+            "digest": _digest(shards),
+            "shards": shards,
+        }
+        tokenizer.save(made)
+        (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        made.replace(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return meta
+
+
+def _write_splits(folder, pieces, tokenizer, shard_tokens, source) -> dict[str, dict]:
+    splits = {name: _Shards(folder, name, shard_tokens) for name in ("train", "val")}
     end = np.array([tokenizer.end], np.uint16)
     remaining = iter(pieces)
     while batch := list(itertools.islice(remaining, _ENCODED_AT_ONCE)):
@@ -98,20 +117,8 @@ def write(
     for name, split in splits.items():
         split.close()
         if not split.written:
-            shutil.rmtree(made)
-            raise ValueError(f"{folder}: {source} leaves nothing for {name}")
-    shards = splits["train"].written | splits["val"].written
-    meta = {
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.name,
-        "source": source,
-        "digest": _digest(shards),
-        "shards": shards,
-    }
-    tokenizer.save(made)
-    (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    made.replace(folder)
-    return meta
+            raise ValueError(f"{source}: too few pieces of text to fill {name}*.bin")
+    return splits["train"].written | splits["val"].written
 
 
 def _digest(shards: dict[str, dict]) -> str:

@@ -105,7 +105,9 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs):
     return made(rngs)
 
 
-def run_stack(blocks: nnx.Module, x: jax.Array, remat: bool = False) -> jax.Array:
+def run_stack(
+    blocks: nnx.Module, x: jax.Array, remat: bool = False, *, unroll: bool = False
+) -> jax.Array:
     """Applies the modules of a stack one after another, by a scan.
 
     Compilation does not grow with depth, and a matrix optimizer sees one stack for
@@ -115,12 +117,13 @@ def run_stack(blocks: nnx.Module, x: jax.Array, remat: bool = False) -> jax.Arra
       blocks: from `stack`.
       x: what the first is given.
       remat: compute each module again in the backward pass instead of keeping it.
+      unroll: compile no loop, for modules that are slow inside one.
     """
 
     def call(block, x):
         return block(x)
 
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry, unroll=unroll)
     def forward(x, block):
         return (nnx.remat(call) if remat else call)(block, x)
 

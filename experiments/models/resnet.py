@@ -95,7 +95,10 @@ class Stage(nnx.Module):
     def __call__(self, x, remat):
         """Maps `(batch, height, width, in)`."""
         x = self.first(x)
-        return x if self.rest is None else run_stack(self.rest, x, remat)
+        if self.rest is None:
+            return x
+        # On a CPU, XLA takes 13 times as long for a convolution's gradient in a loop.
+        return run_stack(self.rest, x, remat, unroll=True)
 
 
 class Network(nnx.Module):
