@@ -28,8 +28,7 @@ from optlab.roles import Distribute, path_name
 
 P = PartitionSpec
 
-# A spec, or a function of the leaf's shape that gives one.
-Layout = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
+Layout = Any  # a PartitionSpec, or a function of the shape that gives one
 Rules = Sequence[tuple[str, Layout]]
 
 

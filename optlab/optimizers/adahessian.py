@@ -20,7 +20,8 @@ of them so far. The blocks by role, in this library's layout `(inputs, outputs)`
 Held against the authors' code, amirgholami/adahessian at commit 85ebc00, instruction/
 (its rows are our columns). Deviations:
 
-* the estimate is signed and comes from outside, so that it can be averaged over
+* the estimate is signed and comes import math
+from outside, so that it can be averaged over
   devices before the absolute value; theirs throws its average over devices away.
 * `average="signed"` averages over blocks before the absolute value, as the paper
   writes it.
@@ -94,7 +95,7 @@ def _average(d: jax.Array, axes: _Axes, block: bool | int) -> jax.Array:
         return jnp.broadcast_to(d.mean(axes.averaged, keepdims=True), d.shape)
     order = axes.stack + axes.kept + axes.averaged
     x = d.transpose(order)
-    stack, size = x.shape[: len(axes.stack)], np.prod(x.shape[len(axes.stack) :])
+    stack, size = x.shape[: len(axes.stack)], math.prod(x.shape[len(axes.stack) :])
     padding = [(0, 0)] * len(stack) + [(0, -size % block)]
     blocks = jnp.pad(x.reshape(*stack, size), padding)
     sums = blocks.reshape(*stack, -1, block).sum(-1)

@@ -24,7 +24,6 @@ References:
 """
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -133,7 +132,7 @@ def clip_outliers(
 
 
 def _check_quantile(quantile: Any) -> None:
-    if not isinstance(quantile, numbers.Real) or not 0 < quantile <= 1:
+    if not isinstance(quantile, int | float) or not 0 < quantile <= 1:
         raise ValueError(f"quantile must be a number in (0, 1], got {quantile!r}")
 
 

@@ -85,7 +85,7 @@ class _Columns(NamedTuple):
         run = np.repeat(np.arange(kept, dtype=np.int32), np.diff(edges))
         turn_key, key = jax.random.split(key)
         inside = jax.random.uniform(key, shape, jnp.float32) * widths
-        start = np.broadcast_to(edges[:-1].astype(np.int32), shape)
+        start = jnp.broadcast_to(edges[:-1].astype(np.int32), shape)
         index = start + inside.astype(jnp.int32)
         if n % kept == 0:
             return cls(view, index, run)
