@@ -1,0 +1,1 @@
+"""Measurements of the optimizers, a suite a module; see `python -m ... --help`."""

@@ -1,0 +1,42 @@
+"""Measures the optimizers: one suite, its table on the screen and files in a folder.
+
+    python -m experiments.benchmark --suite=scaling --out=results/benchmarks
+
+A suite `S` writes `S.csv`, `S.md` and, where there is something to see, `S.png`.
+"""
+
+import importlib
+import pathlib
+
+from absl import flags
+
+from experiments import command
+from experiments import config as configs
+
+# Name -> module with `run(out)`, which gets the folder and returns the exit status.
+SUITES = {
+    "scaling": "experiments.benchmark.scaling",
+}
+MODULES = {name: importlib.import_module(path) for name, path in SUITES.items()}
+
+_SUITE = flags.DEFINE_string("suite", None, f"what to measure: {', '.join(SUITES)}")
+_OUT = flags.DEFINE_string("out", "results/benchmarks", "folder, made if missing")
+for module in MODULES.values():
+    flags.adopt_module_key_flags(module)
+
+
+def main(positional: list[str], overrides: list[str]) -> int:
+    """Runs the suite."""
+    command.no_arguments(positional, overrides)
+    command.require(suite=_SUITE.value)
+    if _SUITE.value not in SUITES:
+        raise configs.UserError(
+            f"--suite: given {_SUITE.value!r}, allowed {', '.join(SUITES)}"
+        )
+    out = pathlib.Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    return MODULES[_SUITE.value].run(out)
+
+
+if __name__ == "__main__":
+    command.run(main)
