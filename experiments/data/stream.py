@@ -4,11 +4,13 @@ Documents are packed into windows one after another, each ended by the tokenizer
 token; windows are shuffled among their neighbours. Files come in their own order.
 """
 
+import atexit
 import collections
 import copy
 import hashlib
 import logging
 import pathlib
+import weakref
 from typing import Any
 
 import grain
@@ -132,11 +134,14 @@ class Stream:
             windows, window_size=_SHUFFLED, seed=seed
         )
         batches = shuffled.batch(rows.stop - rows.start)
-        return iter(
+        ahead = iter(
             grain.experimental.ThreadPrefetchIterDataset(
                 batches, prefetch_buffer_size=2
             )
         )
+        # A thread in the tokenizer's native code would abort the process at its end.
+        atexit.register(_close, weakref.ref(ahead))
+        return ahead
 
     def eval_batches(
         self, length: int, batch_size: int, count: int
@@ -159,6 +164,11 @@ class Stream:
                     f"{len(chosen) - 1} of {length - 1} tokens"
                 )
         return list(np.stack(chosen).reshape(-1, batch_size, length))
+
+
+def _close(iterator: weakref.ref) -> None:
+    if iterator() is not None:
+        iterator().close()
 
 
 class _Packed(grain.IterDataset):

@@ -1,12 +1,16 @@
 """Streams of documents, from local files through the library that reads the hub."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from experiments.data import stream, tokenizer
 from experiments.data.order import Process
+from tests.experiments.conftest import small_arguments
 
 ALONE = Process(0, 1)
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + f"end {i}" for i in range(400)]
@@ -141,3 +145,23 @@ def test_what_does_not_load_is_one_line(folder, tmp_path):
     write(tmp_path, "jsonl", "test", DOCUMENTS)
     with pytest.raises(ValueError, match=r"has no split train, but \['test'\]"):
         open_stream(tmp_path)
+
+
+def test_a_run_on_a_stream_ends_in_order(folder, tmp_path):
+    words = [
+        *(sys.executable, "-m", "experiments.train", "--config=configs/stdlib_lm.py"),
+        f"--workdir={tmp_path}/run",
+        *small_arguments(train__steps=3, task__data="stream", task__path=folder),
+    ]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("Exception", "FATAL", "Traceback"):
+        assert word not in done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 3
