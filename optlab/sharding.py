@@ -21,14 +21,14 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optlab.describe import owning_parameter, state_leaves
 from optlab.roles import Distribute, path_name
 
-P = PartitionSpec
-
-Layout = Any  # a PartitionSpec, or a function of the shape that gives one
+# A spec, or a function of the leaf's shape that gives one.
+Layout = Any
 Rules = Sequence[tuple[str, Layout]]
 
 
@@ -100,7 +100,7 @@ def param_specs(params: Any, rules: Rules) -> Any:
       ValueError: no rule matches a parameter, or its layout has too many axes.
     """
 
-    def spec(path: Any, leaf: Any) -> PartitionSpec:
+    def spec(path: Any, leaf: Any) -> P:
         name = path_name(path)
         for pattern, layout in rules:
             if re.search(pattern, name):
@@ -128,7 +128,7 @@ def fsdp_rules(mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Rules:
     """
     size = _axis_size(mesh, axis)
 
-    def layout(shape: tuple[int, ...]) -> PartitionSpec:
+    def layout(shape: tuple[int, ...]) -> P:
         return _split_rows(shape, (None,) * len(shape), axis, size)
 
     return ((".*", layout),)
@@ -148,8 +148,8 @@ def tensor_parallel_rules(
     size = _axis_size(mesh, axis)
     data = 1 if data_axis is None else _axis_size(mesh, data_axis)
 
-    def cut(place: int) -> Callable[[tuple[int, ...]], PartitionSpec]:
-        def layout(shape: tuple[int, ...]) -> PartitionSpec:
+    def cut(place: int) -> Callable[[tuple[int, ...]], P]:
+        def layout(shape: tuple[int, ...]) -> P:
             spec: list[Any] = [None] * len(shape)
             if -len(shape) <= place < len(shape) and shape[place] % size == 0:
                 spec[place] = axis
@@ -180,7 +180,7 @@ def _axis_size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
 
 def _split_rows(
     shape: tuple[int, ...], taken: Sequence[Any], axes: Any, size: int
-) -> PartitionSpec:
+) -> P:
     """Adds mesh axes to a free dimension that they divide, rows first."""
     free = [i for i, n in enumerate(shape) if taken[i] is None and n % size == 0]
     if not free or size == 1:
@@ -215,10 +215,10 @@ def state_specs(
       A tree of `PartitionSpec` like the state.
     """
     shapes = {tuple(p): x for p, x in jax.tree_util.tree_flatten_with_path(params)[0]}
-    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    is_spec = lambda x: isinstance(x, P)  # noqa: E731
     layouts = dict(zip(shapes, jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
 
-    def spec(path: Any, is_factor: bool, shape: tuple[int, ...]) -> PartitionSpec:
+    def spec(path: Any, is_factor: bool, shape: tuple[int, ...]) -> P:
         owner = owning_parameter(path, shapes)
         if owner is None:
             return P()
@@ -238,7 +238,7 @@ def state_specs(
 
 def _factor_spec(
     shape: tuple[int, ...], own: tuple[int, ...], layout: Any, distribute: Any
-) -> PartitionSpec:
+) -> P:
     """Over the first stack axis of `(stack..., x, y)`, or of a number a layer."""
     if len(shape) in (0, 2) or shape[0] != own[0]:
         return P()
@@ -281,7 +281,7 @@ def to_shardings(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
+        is_leaf=lambda x: isinstance(x, P),
     )
 
 

@@ -147,5 +147,5 @@ def test_an_optimizer_from_outside_joins_the_registry():
 
 def test_an_injected_integer_is_told_what_it_needs():
     tx = optax.inject_hyperparams(optlab.cosmos)(1e-2, rank=2)
-    with pytest.raises(ValueError, match="rank must be .* static_args"):
+    with pytest.raises(ValueError, match=r"rank must be .* static_args"):
         tx.init(PARAMS)

@@ -34,6 +34,7 @@ References:
   <https://arxiv.org/abs/2006.00719>`_, 2020.
 """
 
+import math
 import re
 from typing import Any, NamedTuple
 
