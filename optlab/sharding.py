@@ -27,9 +27,8 @@ from jax.sharding import PartitionSpec as P
 from optlab.describe import owning_parameter, state_leaves
 from optlab.roles import Distribute, path_name
 
-# A spec, or a function of the leaf's shape that gives one.
-Layout = Any
-Rules = Sequence[tuple[str, Layout]]
+# Patterns, each with a spec or a function of the leaf's shape that gives one.
+Rules = Sequence[tuple[str, Any]]
 
 
 def make_mesh(
@@ -239,8 +238,8 @@ def state_specs(
 def _factor_spec(
     shape: tuple[int, ...], own: tuple[int, ...], layout: Any, distribute: Any
 ) -> P:
-    """Over the first stack axis of `(stack..., x, y)`, or of a number a layer."""
-    if len(shape) in (0, 2) or shape[0] != own[0]:
+    """Over the first stack axis of `(stack..., x, y)`; a number a layer is whole."""
+    if len(shape) < 3 or shape[0] != own[0]:
         return P()
     if isinstance(distribute, OverMesh) and shape[0] % distribute.size == 0:
         return P(distribute.axes)
@@ -311,7 +310,10 @@ class OverMesh:
                 _pad(g, -n % self.size) for g, n in zip(pinned, counts, strict=True)
             ]
             results = map(_cut, apart(*padded), counts)
-            return tuple((self._by_rows(matrix), *rest) for matrix, *rest in results)
+            return tuple(
+                (self._by_rows(matrix), *map(self._whole, rest))
+                for matrix, *rest in results
+            )
 
         return spread
 
@@ -321,6 +323,12 @@ class OverMesh:
             return stack
         rows = NamedSharding(self.mesh, P(None, self.axes))
         return lax.with_sharding_constraint(stack, rows)
+
+    def _whole(self, factor: jax.Array) -> jax.Array:
+        """Gathers numbers, one a matrix, at once: not where each of them is used."""
+        if factor.ndim > 1:
+            return factor
+        return lax.with_sharding_constraint(factor, NamedSharding(self.mesh, P()))
 
 
 def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
