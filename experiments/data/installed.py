@@ -86,6 +86,8 @@ def load(
 def _prepare(
     folder: pathlib.Path, vocab_size: int | None, folders: Sequence[pathlib.Path]
 ) -> None:
+    if vocab_size:
+        tokenizer.check_bpe_size(vocab_size, "task.vocab_size")
     print(f"preparing {folder} from the installed sources, once", file=sys.stderr)
     if vocab_size:
         sample = (

@@ -134,7 +134,7 @@ def main(positional: list[str], overrides: list[str]) -> int:
         raise UserError(f"--output: {folder} exists already")
     try:
         # Before the long work, and before anything is written.
-        tokenizer.check_vocab_size(_VOCAB_SIZE.value, "--vocab_size")
+        tokenizer.check_bpe_size(_VOCAB_SIZE.value, "--vocab_size")
         name, pieces = _source()
         meta = shards.write(
             folder,

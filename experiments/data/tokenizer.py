@@ -26,6 +26,17 @@ def check_vocab_size(size: int, source: str) -> None:
         )
 
 
+def check_bpe_size(size: int, source: str) -> None:
+    """Refuses a size that BPE over bytes cannot have.
+
+    Raises:
+      ValueError: naming `source`.
+    """
+    check_vocab_size(size, source)
+    if size < 257:
+        raise ValueError(f"{source}: given {size}, allowed 257 or more")
+
+
 class Bytes:
     """UTF-8 bytes as tokens; 0, which no text holds, ends a document."""
 
@@ -117,9 +128,7 @@ def train(texts: Iterable[str], vocab_size: int, source: str) -> Tokenizer:
     """
     import tokenizers
 
-    check_vocab_size(vocab_size, source)
-    if vocab_size < 257:
-        raise ValueError(f"{source}: given {vocab_size}, allowed 257 or more")
+    check_bpe_size(vocab_size, source)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = split
