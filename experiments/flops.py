@@ -119,7 +119,12 @@ class Flops(NamedTuple):
         return sum(self)
 
 
-def count_flops(fn: Callable[..., Any], *args, while_trips: int | None = None) -> Flops:
+def count_flops(
+    fn: Callable[..., Any],
+    *args,
+    while_trips: int | None = None,
+    cheapest_branch: bool = False,
+) -> Flops:
     """Counts the operations of `fn(*args)`, over all devices that take part.
 
     Code whose result is not used does not count, as in the compiled program.
@@ -130,6 +135,8 @@ def count_flops(fn: Callable[..., Any], *args, while_trips: int | None = None) -
         while_trips: how often a while loop runs whose length the program does not
             show; counted loops `i = a; while i < b: i += 1` with constant a and b
             show theirs.
+        cheapest_branch: take the cheapest branch of every `cond` instead of the
+            dearest: what a step costs when nothing special is due.
 
     Returns:
         The operations of one call.
@@ -140,14 +147,16 @@ def count_flops(fn: Callable[..., Any], *args, while_trips: int | None = None) -
     """
     closed = jax.make_jaxpr(fn)(*args)
     used = [True] * len(closed.jaxpr.outvars)
-    return _Counter(while_trips).jaxpr(partial_eval.dce_jaxpr(closed.jaxpr, used)[0])
+    counter = _Counter(while_trips, min if cheapest_branch else max)
+    return counter.jaxpr(partial_eval.dce_jaxpr(closed.jaxpr, used)[0])
 
 
 class _Counter:
     """The walk, with what it needs to know on the way."""
 
-    def __init__(self, while_trips: int | None):
+    def __init__(self, while_trips: int | None, choose: Callable):
         self._while_trips = while_trips
+        self._choose = choose
 
     def jaxpr(self, jaxpr) -> Flops:
         return _add(*(self._equation(eqn) for eqn in jaxpr.eqns))
@@ -165,7 +174,7 @@ class _Counter:
             return _add(_times(trips, body), _times(trips + 1, test))
         if name == "cond":
             branches = [self.jaxpr(branch.jaxpr) for branch in params["branches"]]
-            return max(branches, key=lambda flops: flops.total)
+            return self._choose(branches, key=lambda flops: flops.total)
         if name == "custom_linear_solve":
             return self.jaxpr(params["jaxprs"].solve.jaxpr)
         if name == "shard_map":

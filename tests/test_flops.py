@@ -99,6 +99,7 @@ def test_the_dearest_branch_counts():
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ s @ s, lambda: jnp.sin(x))
 
     assert count_flops(branches, A, SQUARE).matmul == 2 * MATMUL
+    assert count_flops(branches, A, SQUARE, cheapest_branch=True).matmul == 0
 
 
 def test_shard_map_counts_every_device():

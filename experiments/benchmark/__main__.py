@@ -15,6 +15,7 @@ from experiments import config as configs
 
 # Name -> module with `run(out)`, which gets the folder and returns the exit status.
 SUITES = {
+    "catalogue": "experiments.benchmark.catalogue",
     "scaling": "experiments.benchmark.scaling",
 }
 MODULES = {name: importlib.import_module(path) for name, path in SUITES.items()}

@@ -1,0 +1,106 @@
+"""What every optimizer keeps and computes, at the shapes of a LLaMA-130M; nothing runs.
+
+The numbers follow from shapes alone, so they are the same on every machine.
+"""
+
+import csv
+import inspect
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+import optlab
+from experiments.flops import count_flops
+from experiments.models.llama import SIZES
+
+# The paper of COSMOS trains with half a million tokens a step.
+_TOKENS = 2**19
+_VOCABULARY = 32_000
+COLUMNS = (
+    "optimizer",
+    "state bytes per parameter",
+    "GFLOPs a step",
+    "share of a step of 0.5 M tokens",
+    "dearest step, GFLOPs",
+)
+
+
+def llama_shapes(name: str = "130M"):
+    """The parameters of a LLaMA with scanned layers, as `jax.ShapeDtypeStruct`."""
+    size = SIZES[name]
+    width, layers, hidden = size.width, size.layers, size.hidden
+    square, wide, tall = (width, width), (width, hidden), (hidden, width)
+    matrices = dict.fromkeys(("query", "key", "value", "out"), square)
+    matrices |= {"gate": wide, "up": wide, "down": tall}
+    norms = dict.fromkeys(("attention_norm", "mlp_norm"), (width,))
+    shapes = {
+        "embed": (_VOCABULARY, width),
+        "head": (width, _VOCABULARY),
+        "layers": {k: (layers, *shape) for k, shape in (matrices | norms).items()},
+        "norm": (width,),
+    }
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+ROLES = optlab.default_roles(stacked=("^layers/",))
+
+
+def optimizer(name: str, **kwargs):
+    """An entry of the registry with the roles of the shapes above."""
+    factory = optlab.registry.get(name).factory
+    accepted = inspect.signature(factory).parameters
+    given = {"roles": ROLES, "weight_decay": 0.1} | kwargs
+    return factory(1e-3, **{k: v for k, v in given.items() if k in accepted})
+
+
+def row(name: str, params) -> tuple:
+    """One optimizer's line of the table."""
+    tx = optimizer(name)
+    state = jax.eval_shape(tx.init, params)
+    needs = optlab.registry.get(name).needs
+    count = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+    def update(grads, state, params):
+        return tx.update(grads, state, params, **dict.fromkeys(needs, grads))
+
+    steady, dearest = (
+        count_flops(update, params, state, params, cheapest_branch=cheapest).total
+        for cheapest in (True, False)
+    )
+    training = 6 * count * _TOKENS
+    return (
+        name,
+        f"{held / count:.2f}",
+        f"{steady / 1e9:.0f}" if steady > 1e10 else f"{steady / 1e9:.1f}",
+        f"{steady / training:.2%}",
+        f"{dearest / 1e9:.0f}" if dearest > 1e10 else f"{dearest / 1e9:.1f}",
+    )
+
+
+def run(out: pathlib.Path) -> int:
+    """Writes catalogue.csv and catalogue.md into `out`, and prints the table."""
+    params = llama_shapes()
+    rows = [row(name, params) for name in optlab.registry.names()]
+    with (out / "catalogue.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    (out / "catalogue.md").write_text(
+        "Made by `python -m experiments.benchmark --suite=catalogue`: LLaMA-130M, "
+        "float32,\ncounted from the traced program; the second figure of FLOPs is a "
+        "step on which bases\nare made or refreshed.\n\n"
+        + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    )
+    table = Table(*COLUMNS)
+    for line in rows:
+        table.add_row(*line)
+    Console().print(table)
+    return 0
