@@ -18,7 +18,7 @@ from experiments.trainer import optimizer as optimizers
 from experiments.trainer.metrics import MetricsWriter, finite_or_none
 from experiments.trainer.progress import Progress
 from experiments.trainer.state import init_state, leaf_names, tree_bytes
-from experiments.trainer.step import make_train_step
+from experiments.trainer.step import batches_per_step, make_train_step
 from experiments.trainer.workdir import Workdir, provenance
 
 _STATUS = {"completed": 0, "diverged": 3, "interrupted": 130, "preempted": 143}
@@ -97,11 +97,15 @@ class _Run:
             self.task = TASKS[config.task.name](config)
             self.tx, self.peaks = optimizers.make_optimizer(config, self.task.roles)
             schedule = optimizers.make_schedule(config)
+            kwargs = dict(config.optimizer.kwargs)
+            needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
+            self.batches_per_step = batches_per_step(needs)
             self.step = make_train_step(
                 self.task,
                 self.tx,
                 schedule,
-                needs=optlab.registry.get(config.optimizer.name).needs,
+                needs=needs,
+                hessian_interval=kwargs.get("hessian_interval", 1),
                 accumulate=config.train.accumulate,
                 clip_norm=config.train.clip_norm,
             )
@@ -109,6 +113,7 @@ class _Run:
         except (ValueError, TypeError) as error:
             raise UserError(f"--config: {str(error).splitlines()[0]}") from error
         few = config.train.steps < 1000
+        self.tokens_per_step = self.batches_per_step * self.task.tokens_per_batch
         self.log_every = config.train.log_every or (1 if few else 10)
 
     def _init(self, seed):
@@ -154,13 +159,15 @@ class _Run:
         progress.line(str(table))
         peaks = {name: np.float32(value) for name, value in self.peaks.items()}
         batches = self.task.train_iterator(self.config.seed)
+
+        def read() -> tuple:
+            return tuple(next(batches) for _ in range(self.batches_per_step))
+
         evaluation = [jax.device_put(batch) for batch in self.task.eval_batches()]
         state = jax.jit(self._init)(np.uint32(self.config.seed))
         position = batches.get_state()
         compiled = (
-            jax.jit(self.step, donate_argnums=0)
-            .lower(state, next(batches), peaks)
-            .compile()
+            jax.jit(self.step, donate_argnums=0).lower(state, read(), peaks).compile()
         )
         batches.set_state(position)
         eval_loss = jax.jit(self.task.eval_loss)
@@ -184,9 +191,9 @@ class _Run:
             record = {
                 "step": done,
                 **values,
-                "tokens": done * self.task.tokens_per_batch,
+                "tokens": done * self.tokens_per_step,
                 "step_seconds": elapsed / steps,
-                "tokens_per_second": steps * self.task.tokens_per_batch / elapsed,
+                "tokens_per_second": steps * self.tokens_per_step / elapsed,
                 "seconds": result["seconds"],
             }
             if bad_steps:
@@ -210,7 +217,7 @@ class _Run:
         progress.start()
         mark = time.perf_counter()
         for done in range(1, train.steps + 1):
-            state, values = compiled(state, next(batches), peaks)
+            state, values = compiled(state, read(), peaks)
             # One step late: the device has the next step to work on meanwhile.
             if pending:
                 emit(*pending)

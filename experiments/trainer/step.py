@@ -1,7 +1,7 @@
 """One training step: gradients, clipping, rates, update, and what is measured."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,15 +12,47 @@ import optlab
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
 
-
-def _loss_and_gradients(loss_fn, params, batch, key):
-    (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
-    return (loss, aux), grads, {}
+# The extra arguments of `update` that a step knows how to supply.
+SUPPLIES = ("hessian_diag", "other_grads")
 
 
-# What the optimizer needs besides the gradient -> how one microbatch gives it all:
-# (loss_fn, params, batch, key) -> (loss, aux), gradients, extra arguments of `update`.
-GRADIENTS: dict[tuple[str, ...], Callable] = {(): _loss_and_gradients}
+def batches_per_step(needs: tuple[str, ...]) -> int:
+    """How many batches a step reads: two where it compares independent gradients."""
+    return 2 if "other_grads" in needs else 1
+
+
+def _make_gradients(loss_fn: Callable, needs: tuple[str, ...], interval: int):
+    """How one microbatch gives the gradient and all that the optimizer needs besides.
+
+    Args:
+      loss_fn: the task's.
+      needs: some of `SUPPLIES`.
+      interval: updates that one Hessian diagonal serves.
+
+    Returns:
+      `f(params, batches, key, count) -> (loss, aux), gradients, extra arguments`, with
+      `count` the updates that the optimizer has made.
+    """
+    plain = jax.value_and_grad(loss_fn, has_aux=True)
+    curved = optlab.value_grad_and_periodic_hessian_diag(
+        loss_fn, interval, has_aux=True
+    )
+
+    def gradients(params, batches, key, count):
+        extra = {}
+        if "hessian_diag" in needs:
+            probe_key = jax.random.fold_in(key, 1)
+            value, grads, extra["hessian_diag"] = curved(
+                params, probe_key, count, batches[0], key
+            )
+        else:
+            value, grads = plain(params, batches[0], key)
+        if "other_grads" in needs:
+            other_key = jax.random.fold_in(key, 2)
+            _, extra["other_grads"] = plain(params, batches[1], other_key)
+        return value, grads, extra
+
+    return gradients
 
 
 def make_train_step(
@@ -29,6 +61,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     needs: tuple[str, ...] = (),
+    hessian_interval: int = 1,
     accumulate: int = 1,
     clip_norm: float = 0.0,
 ) -> Callable[[TrainState, Any, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
@@ -42,46 +75,56 @@ def make_train_step(
       tx: from `make_optimizer`.
       schedule: share of the peak rate at each step.
       needs: the registry entry's extra arguments.
+      hessian_interval: updates that one Hessian diagonal serves, as the optimizer has
+        it.
       accumulate: microbatches in a step, worked through one after another.
       clip_norm: largest global norm of the gradient; 0 leaves it alone.
 
     Returns:
-      `step(state, batch, peaks) -> (state, metrics)`, where `peaks` holds the rates.
+      `step(state, batches, peaks) -> (state, metrics)`, where `batches` is a tuple of
+      `batches_per_step(needs)`, and `peaks` holds the rates.
 
     Raises:
       ValueError: if nothing here supplies what the optimizer needs.
     """
-    if needs not in GRADIENTS:
-        raise ValueError(f"no training step supplies {', '.join(needs)}")
-    gradients_of = functools.partial(GRADIENTS[needs], task.loss)
+    for name in needs:
+        if name not in SUPPLIES:
+            raise ValueError(f"no training step supplies {name}")
+    gradients_of = _make_gradients(task.loss, needs, hessian_interval)
 
-    def gradients(params, batch, key):
+    def gradients(params, batches, key, count):
         if accumulate == 1:
-            return gradients_of(params, batch, key)
+            return gradients_of(params, batches, key, count)
+        # Every so many rows make a microbatch, so that each device keeps its own.
         micro = jax.tree.map(
-            lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]),
-            batch,
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batches
         )
 
         def add(total, part):
-            new = gradients_of(params, *part)
+            new = gradients_of(params, *part, count)
             return jax.tree.map(jnp.add, total, new), None
 
         parts = (micro, jax.random.split(key, accumulate))
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients_of, params, *first)
+        shapes = jax.eval_shape(gradients_of, params, *first, count)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def step(state, batch, peaks):
+    def step(state, batches, peaks):
         key = jax.random.fold_in(state.key, state.step)
-        (loss, aux), grads, extra = gradients(state.params, batch, key)
+        # The optimizer's own count: skipped steps are none of its updates.
+        (loss, aux), grads, extra = gradients(
+            state.params, batches, key, state.opt_state.count
+        )
         grad_norm = optax.tree.norm(grads)
         if clip_norm:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
-            grads = jax.tree.map(lambda g: g * scale, grads)
-        finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
+            scaled = functools.partial(jax.tree.map, lambda g: g * scale)
+            grads = scaled(grads)
+            if "other_grads" in extra:  # by the same factor, to be compared
+                extra["other_grads"] = scaled(extra["other_grads"])
+        finite = jnp.stack([_finite(*g) for g in _by_leaf(grads, *extra.values())])
         good = finite.all() & jnp.isfinite(loss)
         opt_state = set_rates(state.opt_state, peaks, schedule(state.step))
 
@@ -116,3 +159,12 @@ def make_train_step(
         return state, metrics
 
     return step
+
+
+def _by_leaf(*trees) -> Iterable[tuple[jax.Array, ...]]:
+    """What each leaf has in every one of the trees."""
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def _finite(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()

@@ -8,7 +8,7 @@ import optlab
 from experiments.tasks import TASKS
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.state import init_state, leaf_names
-from experiments.trainer.step import make_train_step
+from experiments.trainer.step import batches_per_step, make_train_step
 
 
 def build(config, **options):
@@ -18,7 +18,9 @@ def build(config, **options):
     step = make_train_step(task, tx, schedule, **options)
     peaks = {name: np.float32(value) for name, value in peaks.items()}
     state = init_state(task, tx, np.uint32(config.seed))
-    return step, state, next(task.train_iterator(config.seed)), peaks
+    batches = task.train_iterator(config.seed)
+    count = batches_per_step(options.get("needs", ()))
+    return step, state, tuple(next(batches) for _ in range(count)), peaks
 
 
 def test_two_rates_share_one_program(small):
@@ -152,19 +154,119 @@ def test_a_step_that_is_not_finite_changes_nothing():
     tx = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
     step = jax.jit(make_train_step(task, tx, optax.constant_schedule(1.0)))
     state, peaks = init_state(task, tx, 0), {"learning_rate": np.float32(0.1)}
-    state, metrics = step(state, 0, peaks)
+    state, metrics = step(state, (0,), peaks)
     assert (int(metrics["bad_steps"]), int(metrics["bad_leaf"])) == (0, -1)
     kept = jax.tree.leaves((state.params, state.opt_state.inner_state))
     for i, (batch, leaf) in enumerate([(1, 1), (2, -1)]):
-        state, metrics = step(state, batch, peaks)
+        state, metrics = step(state, (batch,), peaks)
         assert (int(metrics["bad_steps"]), int(metrics["bad_leaf"])) == (i + 1, leaf)
         assert metrics["update_rms"] == 0
     left = jax.tree.leaves((state.params, state.opt_state.inner_state))
     jax.tree.map(np.testing.assert_array_equal, kept, left)
     assert int(state.step) == 3
-    state, metrics = step(state, 0, peaks)
+    state, metrics = step(state, (0,), peaks)
     assert int(metrics["bad_steps"]) == 0
     assert metrics["update_rms"] > 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_paired_gradients_are_of_two_batches_at_one_point(small, accumulate):
+    config = small(
+        optimizer__name="lanton",
+        optimizer__kwargs__noise="paired",
+        optimizer__kwargs__dual_norm="frobenius",
+        train__clip_norm=0.5,
+    )
+    needs = optlab.registry.get("lanton").needs_for(dict(config.optimizer.kwargs))
+    assert needs == ("other_grads",)
+    step, state, batches, peaks = build(
+        config, needs=needs, accumulate=accumulate, clip_norm=0.5
+    )
+    assert not np.array_equal(*batches)
+    new, _ = jax.jit(step)(state, batches, peaks)
+    task = TASKS["language_model"](config)
+    tx, _ = optimizers.make_optimizer(config, task.roles)
+    grads, others = (
+        jax.grad(lambda p, b: task.loss(p, b, None)[0])(state.params, batch)
+        for batch in batches
+    )
+    scale = 0.5 / optax.tree.norm(grads)
+    assert scale < 1
+    grads, others = optax.tree.scale(scale, grads), optax.tree.scale(scale, others)
+    rates = {name: jnp.float32(rate / 2) for name, rate in peaks.items()}
+    opt_state = state.opt_state._replace(
+        hyperparams=state.opt_state.hyperparams | rates
+    )
+    _, expected = tx.update(grads, opt_state, state.params, other_grads=others)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        new.opt_state.inner_state,
+        expected.inner_state,
+    )
+
+
+class Quartic:
+    """A separable loss, whose Hessian diagonal is exact; batch 1 makes it NaN."""
+
+    def init(self, key):
+        return {"a": jax.random.normal(key, (3, 2)), "b": jnp.ones(2)}
+
+    def loss(self, params, batch, key):
+        del key
+        total = sum(jnp.sum(x**4) for x in params.values())
+        return total * jnp.where(jnp.any(batch == 1), jnp.nan, 1.0), {}
+
+
+def remember_hessian(learning_rate):
+    """Keeps the last non-zero Hessian diagonal, and when it came."""
+
+    def update(updates, state, params=None, *, hessian_diag):
+        del params
+        fresh = optlab.is_hessian_step(state["count"], 3)
+        seen = jnp.stack([jnp.any(x != 0) for x in jax.tree.leaves(hessian_diag)])
+        new = {
+            "count": state["count"] + 1,
+            "agreed": state["agreed"] & (seen.all() == fresh) & (seen.any() == fresh),
+            "diag": jax.tree.map(
+                lambda old, d: jnp.where(fresh, d, old), state["diag"], hessian_diag
+            ),
+        }
+        return optax.tree.scale(-learning_rate, updates), new
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"count": jnp.int32(0), "agreed": jnp.bool_(True), "diag": zeros}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_hessian_comes_when_the_optimizer_asks_even_after_skips(accumulate):
+    task = Quartic()
+    tx = optax.inject_hyperparams(remember_hessian)(learning_rate=1.0)
+    step = jax.jit(
+        make_train_step(
+            *(task, tx, optax.constant_schedule(1.0)),
+            needs=("hessian_diag",),
+            hessian_interval=3,
+            accumulate=accumulate,
+        )
+    )
+    state, peaks = init_state(task, tx, 0), {"learning_rate": np.float32(0.01)}
+    at = []
+    for bad in (0, 1, 0, 0, 1, 1, 0, 0):
+        if int(state.opt_state.count) % 3 == 0 and not bad:
+            at.append(state.params)
+        state, _ = step(state, (np.full(4, bad),), peaks)
+    kept = state.opt_state.inner_state
+    assert int(kept["count"]) == 5
+    assert kept["agreed"]
+    assert len(at) == 2
+    jax.tree.map(
+        lambda d, p: np.testing.assert_allclose(d, 12 * p**2, rtol=1e-5),
+        kept["diag"],
+        at[-1],
+    )
 
 
 def test_what_no_step_supplies_is_named():
