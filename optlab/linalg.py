@@ -85,9 +85,20 @@ def subspace_step(
     return orthonormal_basis(jnp.asarray(average))
 
 
-def eigenbasis(gram: jax.Array) -> jax.Array:
-    """Eigenvectors of symmetric `(..., m, m)` as columns, largest eigenvalue first."""
-    return jnp.linalg.eigh(_unit_scale(gram))[1][..., ::-1]
+def eigenbasis(gram: jax.Array, rank: int | None = None) -> jax.Array:
+    """Eigenvectors of symmetric `(..., m, m)` as columns, largest eigenvalue first.
+
+    With `rank` below `m` the others, of a null space, are the completion that leans
+    on the first coordinates, so that it is the same however the matrix was rounded.
+    """
+    vectors = jnp.linalg.eigh(_unit_scale(gram))[1][..., ::-1]
+    m = gram.shape[-1]
+    if rank is None or rank >= m:
+        return vectors
+    axes = jnp.broadcast_to(
+        jnp.eye(m, m - rank, dtype=gram.dtype), (*gram.shape[:-1], m - rank)
+    )
+    return jnp.linalg.qr(jnp.concatenate([vectors[..., :rank], axes], -1))[0]
 
 
 def refresh_eigenbasis(

@@ -203,3 +203,20 @@ def test_the_eigenbasis_refresh_sorts_and_converges(x64):
 def test_an_argument_out_of_range_is_named(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         optlab.soap(1e-2, **kwargs)
+
+
+def test_the_null_space_does_not_hang_on_rounding(x64):
+    """So that a step gives the same numbers however its products were laid out."""
+    rng = np.random.default_rng(6)
+    g = rng.standard_normal((2, 4, 9))
+    gram = jnp.asarray(g.mT @ g)
+    noise = 1e-15 * rng.standard_normal((2, 9, 9))
+    basis = eigenbasis(gram, 4)
+    other = eigenbasis(gram + noise + noise.mT, 4)
+    eye = np.broadcast_to(np.eye(9), (2, 9, 9))
+    np.testing.assert_allclose(np.abs(basis.mT @ other), eye, atol=1e-12)
+    np.testing.assert_allclose(basis.mT @ basis, eye, atol=1e-12)
+    leading = np.linalg.eigh(gram)[1][..., ::-1][..., :4]
+    np.testing.assert_allclose(
+        np.abs(basis[..., :4].mT @ leading), eye[:, :4, :4], atol=1e-12
+    )
