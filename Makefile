@@ -9,7 +9,7 @@ demo: .venv
 	$(PY) -m experiments.demo --workdir=runs/demo
 
 test: lint types
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 lint: .venv
 	$(PY) -m ruff check .

@@ -20,8 +20,7 @@ of them so far. The blocks by role, in this library's layout `(inputs, outputs)`
 Held against the authors' code, amirgholami/adahessian at commit 85ebc00, instruction/
 (its rows are our columns). Deviations:
 
-* the estimate is signed and comes import math
-from outside, so that it can be averaged over
+* the estimate is signed and comes from outside, so that it can be averaged over
   devices before the absolute value; theirs throws its average over devices away.
 * `average="signed"` averages over blocks before the absolute value, as the paper
   writes it.
