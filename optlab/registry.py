@@ -20,6 +20,7 @@ from optlab.optimizers.adahessian import adahessian
 from optlab.optimizers.cosmos import cosmos
 from optlab.optimizers.lanton import lanton
 from optlab.optimizers.lion import lion
+from optlab.optimizers.root import root
 from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
@@ -197,6 +198,7 @@ register("lanton", lanton, needs=_lanton_needs)
 register("lion", lion)
 register("muon", muon)
 register("scion", scion)
+register("root", root)
 register("sgd", sgd)
 register("soap", soap)
 register("spam", spam)
