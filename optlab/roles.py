@@ -227,12 +227,16 @@ def tree_views(tree: Any, rule: Rule, owner: str) -> Any:
 class Distribute(Protocol):
     """Turns a function of groups of stacks into the same function, computed apart."""
 
-    def __call__(self, f: Callable[..., Any], matrices: int, /) -> Callable[..., Any]:
+    def __call__(
+        self, f: Callable[..., Any], matrices: int, stacks: Sequence[int], /
+    ) -> Callable[..., Any]:
         """`f(*groups) -> one tuple a group`, each group a tuple of arrays.
 
         The arrays of a group have one common leading stack axis, and so have those of
         its result; `f` treats every slice alone. The first `matrices` of a group, and
-        the first of a result, are stacks of parameter-like matrices.
+        the first of a result, are stacks of parameter-like matrices; the others are
+        factors. `stacks` has the size of the first stack axis that a group's leaves
+        have, 1 for none: by that axis their factors may be laid out.
         """
         ...
 
@@ -273,10 +277,13 @@ def map_matrices(
     for view, *arrays in zip(flat_views, *columns, strict=True):
         matrices = map(view.matrices, arrays[: len(trees)])
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    g = partial(_joined, f, wide)
-    g = g if distribute is None else distribute(g, len(trees))
+    joined = partial(_joined, f, wide)
     results: list[Any] = [None] * len(items)
     for groups in _buckets(items, wide):
+        g = joined
+        if distribute is not None:
+            stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
+            g = distribute(joined, len(trees), stacks)
         parts = g(*(_merge([items[i] for i in group]) for group in groups))
         for group, part in zip(groups, parts, strict=True):
             for place, i in enumerate(group):

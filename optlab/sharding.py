@@ -1,9 +1,4 @@
-"""Meshes, parameter and state layouts, and how matrix work is spread over devices.
-
-A matrix method works on whole matrices, while its parameters lie cut up over a mesh.
-`over_mesh` turns a function of a stack of matrices into one whose stack is split over
-the mesh: each device gets whole matrices, works on those alone, and the results go
-back. What moves is the stack, once in and once out, and nothing inside any loop.
+"""Meshes, and how parameters and an optimizer's state are laid out on them.
 
 Parameters are laid out by ordered rules on their paths, the first match decides, and a
 parameter without one is an error. State follows its parameter by path, never by size.
@@ -16,16 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab.describe import owning_parameter, state_leaves
-from optlab.roles import Distribute, path_name
+from optlab.distribution import (  # noqa: F401, the last two are public here
+    OverMesh,
+    matrix_axis,
+    mesh_size,
+    over_axis,
+    over_mesh,
+)
+from optlab.roles import path_name
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
 Rules = Sequence[tuple[str, Any]]
@@ -103,7 +103,8 @@ def param_specs(params: Any, rules: Rules) -> Any:
         name = path_name(path)
         for pattern, layout in rules:
             if re.search(pattern, name):
-                found = layout(tuple(leaf.shape)) if callable(layout) else layout
+                shape = tuple(leaf.shape)
+                found = layout if isinstance(layout, P) else layout(shape)
                 if len(found) > len(leaf.shape):
                     raise ValueError(
                         f"rules: {pattern!r} gives {found} to {name!r} of shape "
@@ -125,7 +126,7 @@ def fsdp_rules(mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Rules:
     The rows of matrices where the mesh's axis divides them, else the longest axis that
     it does divide, stack axes last; what it does not divide at all is replicated.
     """
-    size = _axis_size(mesh, axis)
+    size = mesh_size(mesh, axis)
 
     def layout(shape: tuple[int, ...]) -> P:
         return _split_rows(shape, (None,) * len(shape), axis, size)
@@ -144,8 +145,8 @@ def tensor_parallel_rules(
     rows, the embedding by the vocabulary, the head by its columns. What the mesh does
     not divide, and every other leaf, is left to `data_axis` alone.
     """
-    size = _axis_size(mesh, axis)
-    data = 1 if data_axis is None else _axis_size(mesh, data_axis)
+    size = mesh_size(mesh, axis)
+    data = 1 if data_axis is None else mesh_size(mesh, data_axis)
 
     def cut(place: int) -> Callable[[tuple[int, ...]], P]:
         def layout(shape: tuple[int, ...]) -> P:
@@ -167,14 +168,6 @@ def tensor_parallel_rules(
         (r"(^|/|_)(head|logits)(/|$)", cut(-1)),
         (".*", rest),
     )
-
-
-def _axis_size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
-    names = (axes,) if isinstance(axes, str) else tuple(axes)
-    for name in names:
-        if name not in mesh.shape:
-            raise ValueError(f"the mesh has no axis {name!r}: {dict(mesh.shape)}")
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def _split_rows(
@@ -199,9 +192,10 @@ def state_specs(
     """The layout of an optimizer's state, from that of its parameters.
 
     A leaf whose path ends in a parameter's path belongs to it: with the parameter's
-    shape it is laid out like it, and a factor is split over its stack axis as the
-    matrices are when they are worked on, if `distribute` divides that axis, or else as
-    the parameter's stack axis is. What belongs to no parameter is replicated.
+    shape it is laid out like it. A factor is split over its stack axis as the matrices
+    are when they are worked on, if `distribute` divides that axis, or else over its
+    rows or columns; without `distribute`, as the parameter's stack axis is. Numbers,
+    one a layer, and what belongs to no parameter are replicated.
 
     Args:
       tx: any optax transformation, wrapped in any others.
@@ -238,12 +232,16 @@ def state_specs(
 def _factor_spec(
     shape: tuple[int, ...], own: tuple[int, ...], layout: Any, distribute: Any
 ) -> P:
-    """Over the first stack axis of `(stack..., x, y)`; a number a layer is whole."""
-    if len(shape) < 3 or shape[0] != own[0]:
-        return P()
-    if isinstance(distribute, OverMesh) and shape[0] % distribute.size == 0:
+    """Where `OverMesh` takes and leaves a factor `(stack..., x, y)`."""
+    stacked = len(shape) > 2 and shape[0] == own[0]
+    if not isinstance(distribute, OverMesh):
+        return P(*layout[:1]) if stacked else P()
+    if stacked and distribute.lives_by_stack(shape[0]):
         return P(distribute.axes)
-    return P(*layout[:1])
+    cut = matrix_axis(shape[-2:], distribute.size) if len(shape) > 1 else None
+    if cut is None:
+        return P()
+    return P(*(None,) * (len(shape) - 2 + cut), distribute.axes)
 
 
 def init_state(
@@ -281,136 +279,4 @@ def to_shardings(mesh: Mesh, specs: Any) -> Any:
         lambda spec: NamedSharding(mesh, spec),
         specs,
         is_leaf=lambda x: isinstance(x, P),
-    )
-
-
-class OverMesh:
-    """Made by `over_mesh`; `axes` are the mesh's, `size` their devices."""
-
-    def __init__(self, mesh: Mesh, axes: tuple[str, ...]):
-        self.mesh, self.axes, self.size = mesh, axes, _axis_size(mesh, axes)
-
-    def __call__(self, f: Callable[..., Any], matrices: int) -> Callable[..., Any]:
-        """`f` with its stacks split over the mesh."""
-        apart = jax.shard_map(
-            f,
-            mesh=self.mesh,
-            in_specs=P(self.axes),
-            out_specs=P(self.axes),
-            check_vma=False,
-        )
-
-        def spread(*groups: Any) -> Any:
-            counts = list(map(_stack_size, groups))
-            # Pinned on both sides, so that momenta are not dragged along.
-            pinned = [
-                (*map(self._by_rows, g[:matrices]), *g[matrices:]) for g in groups
-            ]
-            padded = [
-                _pad(g, -n % self.size) for g, n in zip(pinned, counts, strict=True)
-            ]
-            results = map(_cut, apart(*padded), counts)
-            return tuple(
-                (self._by_rows(matrix), *map(self._whole, rest))
-                for matrix, *rest in results
-            )
-
-        return spread
-
-    def _by_rows(self, stack: jax.Array | None) -> jax.Array | None:
-        """Lays whole stacks of matrices out as `fsdp_rules` does their parameters."""
-        if stack is None or stack.shape[1] % self.size:
-            return stack
-        rows = NamedSharding(self.mesh, P(None, self.axes))
-        return lax.with_sharding_constraint(stack, rows)
-
-    def _whole(self, factor: jax.Array) -> jax.Array:
-        """Gathers numbers, one a matrix, at once: not where each of them is used."""
-        if factor.ndim > 1:
-            return factor
-        return lax.with_sharding_constraint(factor, NamedSharding(self.mesh, P()))
-
-
-def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
-    """Spreads matrix work over the axes of a mesh, under `jax.jit`.
-
-    Each device gets whole matrices, `1/size` of every stack, padded with zeros where
-    it does not divide. Over axes that are not named, the work is repeated: leave out
-    `slice`, and no matrix crosses a pod.
-
-    Args:
-      mesh: from `make_mesh`.
-      axes: one name, or several that are split over together.
-
-    Returns:
-      What the matrix methods take as `distribute`.
-
-    Raises:
-      ValueError: the mesh has no such axis, or one that is not Auto.
-    """
-    names = (axes,) if isinstance(axes, str) else tuple(axes)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    explicit = [n for n, kind in kinds.items() if kind != AxisType.Auto]
-    if explicit:
-        raise ValueError(
-            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
-            "meshes that the compiler shards over"
-        )
-    return OverMesh(mesh, names)
-
-
-def over_axis(name: str | tuple[str, ...]) -> Distribute:
-    """Spreads matrix work over a named axis, inside `jax.pmap` or `jax.shard_map`.
-
-    For parameters that are the same on all devices: each takes its share of every
-    stack, and the results are gathered.
-
-    Args:
-      name: the axis, or several.
-
-    Returns:
-      What the matrix methods take as `distribute`.
-    """
-
-    def distribute(f: Callable[..., Any], matrices: int) -> Callable[..., Any]:
-        del matrices
-
-        def spread(*groups: Any) -> Any:
-            size, index = lax.axis_size(name), lax.axis_index(name)
-            shares = [-(-_stack_size(g) // size) for g in groups]
-
-            def own(group: Any, share: int) -> Any:
-                padded = _pad(group, share * size - _stack_size(group))
-                return jax.tree.map(
-                    lambda x: lax.dynamic_slice_in_dim(x, index * share, share), padded
-                )
-
-            results = f(*map(own, groups, shares))
-            gathered = jax.tree.map(
-                lambda x: lax.all_gather(x, name, tiled=True), results
-            )
-            return tuple(
-                _cut(r, _stack_size(g)) for r, g in zip(gathered, groups, strict=True)
-            )
-
-        return spread
-
-    return distribute
-
-
-def _stack_size(group: Any) -> int:
-    return jax.tree.leaves(group)[0].shape[0]
-
-
-def _cut(group: Any, count: int) -> Any:
-    """The first `count` slices of each stack."""
-    return jax.tree.map(lambda x: x[:count], group)
-
-
-def _pad(group: Any, count: int) -> Any:
-    """Adds that many zero slices at the end of each stack."""
-    if not count:
-        return group
-    return jax.tree.map(
-        lambda x: jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1)), group
     )

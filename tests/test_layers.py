@@ -13,7 +13,7 @@ ORDER = [
     "linalg schedules curvature",
     "orthogonalize",
     "roles describe compose",
-    "sharding norms spikes",
+    "distribution sharding norms spikes",
     "optimizers",
     "registry",
     "__init__",

@@ -1,0 +1,213 @@
+"""The two ways to spread matrix work over devices: `over_mesh` and `over_axis`.
+
+A matrix method works on whole matrices, while its parameters lie cut up over a mesh.
+`over_mesh` turns a function of a stack of matrices into one whose stack is split over
+the mesh: each device gets whole matrices, works on those alone, and the results go
+back. What moves is the stack, once in and once out, and nothing inside any loop.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optlab.roles import Distribute
+
+
+def mesh_size(mesh: Mesh, axes: str | Sequence[str]) -> int:
+    """How many devices lie along one axis of a mesh, or along several.
+
+    Raises:
+      ValueError: the mesh has no such axis.
+    """
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    for name in names:
+        if name not in mesh.shape:
+            raise ValueError(f"the mesh has no axis {name!r}: {dict(mesh.shape)}")
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def matrix_axis(shape: Sequence[int], size: int) -> int | None:
+    """Which axis of matrices `(..., m, n)` is cut: the rows if they divide, or n."""
+    rank = len(shape)
+    return next(
+        (a for a in (rank - 2, rank - 1) if a >= 0 and shape[a] % size == 0), None
+    )
+
+
+class OverMesh:
+    """Made by `over_mesh`; `axes` are the mesh's, `size` their devices."""
+
+    def __init__(self, mesh: Mesh, axes: tuple[str, ...]):
+        self.mesh, self.axes, self.size = mesh, axes, mesh_size(mesh, axes)
+
+    def __call__(
+        self, f: Callable[..., Any], matrices: int, stacks: Sequence[int]
+    ) -> Callable[..., Any]:
+        """`f` with its stacks split over the mesh."""
+        apart = jax.shard_map(
+            f,
+            mesh=self.mesh,
+            in_specs=P(self.axes),
+            out_specs=P(self.axes),
+            check_vma=False,
+        )
+        rows, stack = P(None, self.axes), P(self.axes)
+
+        def spread(*groups: Any) -> Any:
+            counts = list(map(_stack_size, groups))
+            inside = [
+                self._exchange(_pad(g, -n % self.size), matrices, length, rows, stack)
+                for g, n, length in zip(groups, counts, stacks, strict=True)
+            ]
+            results = apart(*inside)
+            return tuple(
+                _cut(self._exchange(r, 1, length, stack, rows), n)
+                for r, n, length in zip(results, counts, stacks, strict=True)
+            )
+
+        return spread
+
+    def lives_by_stack(self, length: int) -> bool:
+        """Whether factors with that leading axis lie where they are worked on."""
+        return length % self.size == 0
+
+    def _exchange(
+        self, arrays: Sequence[Any], matrices: int, length: int, before: P, after: P
+    ) -> tuple[Any, ...]:
+        """Stacks cut by rows as stacks of whole matrices, or back: one move for all.
+
+        Both sides are pinned, so that momenta are not dragged along. Factors that live
+        by stack slice stay, and what no device can have a part of is everywhere.
+        """
+        results = list(arrays)
+        packs: dict[Any, list[int]] = {}
+        cuts: dict[int, int] = {}
+        for i, x in enumerate(arrays):
+            if x is None:
+                continue
+            resident = x.ndim > 1 and self.lives_by_stack(length)
+            moves = i < matrices or not resident
+            axis = matrix_axis(x.shape[1:], self.size) if moves else None
+            if axis is not None:
+                cuts[i] = axis + 1
+                packs.setdefault(x.dtype, []).append(i)
+            elif not resident:
+                results[i] = self._pin(x, P())
+        for places in packs.values():
+            parts = [_chunks(arrays[i], cuts[i], self.size) for i in places]
+            ends = np.cumsum([part.shape[-1] for part in parts])[:-1]
+            packed = self._pin(jnp.concatenate(parts, -1), before)
+            moved = jnp.split(self._pin(packed, after), ends, -1)
+            for i, part in zip(places, moved, strict=True):
+                results[i] = _unchunk(part, arrays[i].shape, cuts[i])
+        return tuple(results)
+
+    def _pin(self, x: jax.Array, spec: P) -> jax.Array:
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
+    """Spreads matrix work over the axes of a mesh, under `jax.jit`.
+
+    Each device gets whole matrices, `1/size` of every stack, padded with zeros where
+    it does not divide. Over axes that are not named, the work is repeated: leave out
+    `slice`, and no matrix crosses a pod.
+
+    Args:
+      mesh: from `make_mesh`.
+      axes: one name, or several that are split over together.
+
+    Returns:
+      What the matrix methods take as `distribute`.
+
+    Raises:
+      ValueError: the mesh has no such axis, or one that is not Auto.
+    """
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    explicit = [n for n, kind in kinds.items() if kind != AxisType.Auto]
+    if explicit:
+        raise ValueError(
+            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
+            "meshes that the compiler shards over"
+        )
+    return OverMesh(mesh, names)
+
+
+def over_axis(name: str | tuple[str, ...]) -> Distribute:
+    """Spreads matrix work over a named axis, inside `jax.pmap` or `jax.shard_map`.
+
+    For parameters that are the same on all devices: each takes its share of every
+    stack, and the results are gathered.
+
+    Args:
+      name: the axis, or several.
+
+    Returns:
+      What the matrix methods take as `distribute`.
+    """
+
+    def distribute(
+        f: Callable[..., Any], matrices: int, stacks: Sequence[int]
+    ) -> Callable[..., Any]:
+        del matrices, stacks
+
+        def spread(*groups: Any) -> Any:
+            size, index = lax.axis_size(name), lax.axis_index(name)
+            shares = [-(-_stack_size(g) // size) for g in groups]
+
+            def own(group: Any, share: int) -> Any:
+                padded = _pad(group, share * size - _stack_size(group))
+                return jax.tree.map(
+                    lambda x: lax.dynamic_slice_in_dim(x, index * share, share), padded
+                )
+
+            results = f(*map(own, groups, shares))
+            gathered = jax.tree.map(
+                lambda x: lax.all_gather(x, name, tiled=True), results
+            )
+            return tuple(
+                _cut(r, _stack_size(g)) for r, g in zip(gathered, groups, strict=True)
+            )
+
+        return spread
+
+    return distribute
+
+
+def _stack_size(group: Any) -> int:
+    return jax.tree.leaves(group)[0].shape[0]
+
+
+def _cut(group: Any, count: int) -> Any:
+    """The first `count` slices of each stack."""
+    return jax.tree.map(lambda x: x[:count], group)
+
+
+def _pad(group: Any, count: int) -> Any:
+    """Adds that many zero slices at the end of each stack."""
+    if not count:
+        return group
+    return jax.tree.map(
+        lambda x: jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1)), group
+    )
+
+
+def _chunks(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """`(S, m, n)` as `(S, size, -1)`, with a part of that axis in each."""
+    split = x.reshape(*x.shape[:axis], size, -1, *x.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis, 1).reshape(x.shape[0], size, -1)
+
+
+def _unchunk(x: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:
+    """What `_chunks` made, in its own shape again."""
+    part = (*shape[1:axis], shape[axis] // x.shape[1], *shape[axis + 1 :])
+    split = x.reshape(*x.shape[:2], *part)
+    return jnp.moveaxis(split, 1, axis).reshape(x.shape[0], *shape[1:])
