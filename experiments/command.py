@@ -1,5 +1,6 @@
 """The frame of every command: flags, `--help`, and one line for a user's mistake."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,8 @@ def run(main: Callable[[list[str], list[str]], int | None], epilogue: str = "") 
       epilogue: what `--help` says after the flags.
     """
     program = sys.modules["__main__"]
+    # It tells of every accelerator that the machine has not.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
     def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         overrides, rest = configs.split_arguments(argv)
