@@ -112,6 +112,12 @@ FIELDS = {
         int, "steps between records; by default 1 below 1,000 steps, else 10", low=1
     ),
     "train.eval_every": Field(100, "steps between evaluations; one at the end", low=1),
+    "train.checkpoint_every": Field(
+        500,
+        "steps between checkpoints; there is one at the end too, and where a signal "
+        "stops the run; 0: only there",
+        low=0,
+    ),
     "train.max_bad_steps": Field(
         10, "non-finite steps in a row, skipped, before the run stops", low=1
     ),

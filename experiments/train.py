@@ -4,7 +4,7 @@
         --config.optimizer.name=cosmos --config.optimizer.learning_rate=2e-2
 
 Exit status: 0 completed, 2 bad input, 3 diverged, 4 the folder is in use, 130 and 143
-stopped by SIGINT and SIGTERM.
+stopped by SIGINT and SIGTERM after a checkpoint, from which the same command goes on.
 """
 
 from absl import flags

@@ -15,6 +15,7 @@ import optlab
 from experiments.config import UserError
 from experiments.tasks import TASKS
 from experiments.trainer import optimizer as optimizers
+from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, finite_or_none
 from experiments.trainer.progress import Progress
 from experiments.trainer.state import init_state, leaf_names, tree_bytes
@@ -32,7 +33,7 @@ def train(
     overrides: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Trains, or finds that the folder holds this very run completed.
+    """Trains, goes on where the folder's run stopped, or finds it completed.
 
     Args:
       config: from `experiments.config.load`.
@@ -44,11 +45,11 @@ def train(
       The exit status: 0 completed, 3 diverged, 130 and 143 stopped by a signal.
 
     Raises:
-      UserError: if the config cannot be trained or the folder not be used; nothing has
-        been compiled then, and the folder is as it was.
+      UserError: if the config cannot be trained or the folder not be used (nothing has
+        been compiled then, and the folder is as it was), or the disk is full.
     """
     run = _Run(config)
-    folder = Workdir(workdir, config, overwrite=overwrite)
+    folder = Workdir(workdir, config, run.task.digest, overwrite=overwrite)
     try:
         if folder.result is not None:
             print(f"{workdir} is complete: val_loss {folder.result['val_loss']:.4f}")
@@ -65,6 +66,9 @@ def train(
         with _stop_requests() as stop:
             result = run.execute(folder, stop)
         return _STATUS[result["reason"]]
+    except OSError as error:
+        where = error.filename or workdir
+        raise UserError(f"--workdir: {where}: {error.strerror}") from error
     finally:
         folder.close()
 
@@ -109,7 +113,11 @@ class _Run:
                 accumulate=config.train.accumulate,
                 clip_norm=config.train.clip_norm,
             )
-            self.abstract = jax.eval_shape(self._init, np.uint32(0))
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            self.abstract = jax.tree.map(
+                lambda leaf: leaf.update(sharding=device),
+                jax.eval_shape(self._init, np.uint32(0)),
+            )
         except (ValueError, TypeError) as error:
             raise UserError(f"--config: {str(error).splitlines()[0]}") from error
         few = config.train.steps < 1000
@@ -122,30 +130,55 @@ class _Run:
     def execute(self, folder: Workdir, stop: list[str]) -> dict[str, Any]:
         """Trains until the last step, a signal, or too many bad steps."""
         started = time.perf_counter()
-        progress = Progress(folder.path, self.config.train.steps)
-        metrics = MetricsWriter(folder.path)
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(
+                contextlib.closing(Progress(folder.path, self.config.train.steps))
+            )
+            checkpoints = Checkpoints(folder.path / "checkpoints", progress.line)
+            stack.enter_context(contextlib.closing(checkpoints))
+            begun = checkpoints.restore(self.abstract)
+            after = int(begun[0].step) if begun else 0
+            metrics = stack.enter_context(
+                contextlib.closing(MetricsWriter(folder.path, after))
+            )
+            result = self._result_so_far(metrics.kept)
+            try:
+                self._train(
+                    progress=progress,
+                    metrics=metrics,
+                    checkpoints=checkpoints,
+                    begun=begun,
+                    result=result,
+                    stop=stop,
+                )
+            except BaseException as error:
+                # A full disk takes no word about itself either.
+                with contextlib.suppress(OSError):
+                    progress.line(f"failed: {type(error).__name__}: {error}")
+                raise
+            finally:
+                result["total_seconds"] = time.perf_counter() - started
+                with contextlib.suppress(OSError):
+                    folder.write_json("result.json", finite_or_none(result))
+        return result
+
+    def _result_so_far(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """What an earlier part of the run has come to."""
         result = {
             "val_loss": None,
             "best_val_loss": None,
-            "steps": 0,
-            "seconds": 0.0,
+            "steps": records[-1]["step"] if records else 0,
+            "seconds": records[-1]["seconds"] if records else 0.0,
             "peak_memory_bytes": None,
             "optimizer_state_bytes": tree_bytes(self.abstract.opt_state.inner_state),
             "reason": "failed",
         }
-        try:
-            self._train(progress, metrics, result, stop)
-        except BaseException as error:
-            progress.line(f"failed: {type(error).__name__}: {error}")
-            raise
-        finally:
-            result["total_seconds"] = time.perf_counter() - started
-            folder.write_json("result.json", finite_or_none(result))
-            metrics.close()
-            progress.close()
+        for record in records:
+            if record.get("val_loss") is not None:
+                _note(result, record["val_loss"])
         return result
 
-    def _train(self, progress, metrics, result, stop) -> None:
+    def _train(self, *, progress, metrics, checkpoints, begun, result, stop) -> None:
         train = self.config.train
         for field in optimizers.unused_fields(self.config):
             progress.line(f"{field} is set, {self.config.optimizer.name} has none")
@@ -164,10 +197,17 @@ class _Run:
             return tuple(next(batches) for _ in range(self.batches_per_step))
 
         evaluation = [jax.device_put(batch) for batch in self.task.eval_batches()]
-        state = jax.jit(self._init)(np.uint32(self.config.seed))
-        position = batches.get_state()
+        state, position = begun or (
+            jax.jit(self._init)(np.uint32(self.config.seed)),
+            batches.get_state(),
+        )
+        first = int(state.step) + 1
+        if first > 1:
+            progress.line(f"goes on after step {first - 1}")
         compiled = (
-            jax.jit(self.step, donate_argnums=0).lower(state, read(), peaks).compile()
+            jax.jit(self.step, donate_argnums=0)
+            .lower(self.abstract, read(), peaks)
+            .compile()
         )
         batches.set_state(position)
         eval_loss = jax.jit(self.task.eval_loss)
@@ -213,22 +253,33 @@ class _Run:
                 result["reason"] = "diverged"
 
         due = {*range(train.eval_every, train.steps, train.eval_every), train.steps}
+        every = train.checkpoint_every
+        saves = {*range(every, train.steps, every), train.steps} if every else set()
         pending = None
         progress.start()
         mark = time.perf_counter()
-        for done in range(1, train.steps + 1):
+        for done in range(first, train.steps + 1):
             state, values = compiled(state, read(), peaks)
             # One step late: the device has the next step to work on meanwhile.
             if pending:
                 emit(*pending)
             pending = (done, values) if done % self.log_every == 0 else None
-            if done in due or stop:
+            save = done in saves or stop
+            if done in due or save:
                 emit(done, values)
                 pending = None
-            if stop or result["reason"] == "diverged":
+            if result["reason"] == "diverged":
                 break
+            if save:
+                # The records first: a checkpoint stands for all of them.
+                metrics.flush()
+                checkpoints.save(state, batches.get_state())
+                mark = time.perf_counter()
+            if stop:
+                break
+        checkpoints.wait()
         result["peak_memory_bytes"] = _peak_memory(compiled)
-        if stop:
+        if result["steps"] < train.steps and stop:
             result["reason"] = stop[0]
         elif result["reason"] != "diverged":
             good = math.isfinite(result["val_loss"])

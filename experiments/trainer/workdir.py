@@ -15,8 +15,21 @@ import jax
 from experiments.config import UserError, flatten
 
 # All that a run writes, and `overwrite` removes.
-_FILES = ("config.json", "metrics.jsonl", "result.json", "log.txt", "tensorboard")
-_PACKAGES = ("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain")
+_FILES = (
+    *("config.json", "metrics.jsonl", "result.json", "log.txt"),
+    *("tensorboard", "checkpoints"),
+)
+# Fields that may differ when a run goes on: they change no step of the training.
+MAY_CHANGE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.max_bad_steps",
+)
+_PACKAGES = (
+    *("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain"),
+    "orbax-checkpoint",
+)
 
 
 class WorkdirInUse(UserError):
@@ -31,21 +44,23 @@ class Workdir:
     The lock belongs to the process: it goes when the process does, however it ends.
     """
 
-    def __init__(self, path: str, config, *, overwrite: bool = False):
+    def __init__(self, path: str, config, digest: str, *, overwrite: bool = False):
         """Opens or makes the folder, and changes nothing in it that was there.
 
         Args:
           path: of the folder.
-          config: of the run to come.
+          config: of the run to come, or to go on.
+          digest: of its data.
           overwrite: remove what an earlier run left.
 
         Raises:
           WorkdirInUse: if another process holds it.
-          UserError: if it cannot be written, or holds another run or part of one.
+          UserError: if it cannot be written, or holds another run or a diverged one.
         """
         self.path = pathlib.Path(path)
         # The same form that config.json gives back: a tuple is a list there.
         self._fields = json.loads(json.dumps(flatten(config)))
+        self._fields["data_digest"] = digest
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -80,31 +95,36 @@ class Workdir:
                 path.unlink(missing_ok=True)
 
     def _previous_result(self) -> dict[str, Any] | None:
-        """The result of a completed run of the same config, None in an empty folder."""
+        """The result of a completed run of the same config, None where work is left."""
         choose = "choose another folder or pass --overwrite"
+        left = [name for name in _FILES if (self.path / name).exists()]
+        if not left:
+            return None
         try:
-            before = flatten_json(json.loads(self._read("config.json"))["config"])
-            result = json.loads(self._read("result.json"))
-        except (FileNotFoundError, ValueError, KeyError):
-            left = [name for name in _FILES if (self.path / name).exists()]
-            if not left:
-                return None
+            recorded = json.loads(self._read("config.json"))
+            before = flatten_json(recorded["config"])
+            before["data_digest"] = recorded["data_digest"]
+        except (OSError, ValueError, KeyError):
             raise UserError(
-                f"--workdir: {self.path} holds an unfinished run, {choose}"
+                f"--workdir: {self.path} holds {left[0]} without the config of its "
+                f"run, {choose}"
             ) from None
         for field in sorted(before.keys() | self._fields.keys()):
             old, new = before.get(field), self._fields.get(field)
-            if old != new:
+            if old != new and field not in MAY_CHANGE:
                 raise UserError(
                     f"--workdir: {self.path} holds a run with {field}={old!r}, "
                     f"not {new!r}; {choose}"
                 )
-        if result["reason"] != "completed":
+        try:
+            result = json.loads(self._read("result.json"))
+        except (FileNotFoundError, ValueError):
+            return None
+        if result["reason"] == "diverged":
             raise UserError(
-                f"--workdir: {self.path} holds a run that was {result['reason']}, "
-                f"{choose}"
+                f"--workdir: {self.path} holds a run that diverged, {choose}"
             )
-        return result
+        return result if result["reason"] == "completed" else None
 
     def _read(self, name: str) -> str:
         return (self.path / name).read_text()

@@ -130,7 +130,7 @@ def test_divergence_stops_the_run_and_says_where(small, tmp_path):
     assert records[-1]["loss"] is None or records[-1]["grad_norm"] is None
     assert "is not finite, skipped (3 in a row)" in (tmp_path / "log.txt").read_text()
     # It is no result to build on; --overwrite starts anew.
-    with pytest.raises(configs.UserError, match="was diverged"):
+    with pytest.raises(configs.UserError, match="that diverged"):
         loop.train(config, str(tmp_path))
     good = small(train__steps=2)
     assert loop.train(good, str(tmp_path), overwrite=True) == 0
@@ -175,6 +175,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path, number, status, reason):
     records, result = read(folder)
     assert result["reason"] == reason
     assert result["steps"] == records[-1]["step"]
+    assert (folder / "checkpoints" / str(result["steps"])).is_dir()
 
 
 def test_a_folder_that_cannot_be_is_one_line(small, tmp_path):
@@ -183,7 +184,7 @@ def test_a_folder_that_cannot_be_is_one_line(small, tmp_path):
         loop.train(small(), str(tmp_path / "file"))
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "metrics.jsonl").write_text("")
-    with pytest.raises(configs.UserError, match="unfinished run"):
+    with pytest.raises(configs.UserError, match="without the config"):
         loop.train(small(), str(tmp_path / "part"))
 
 

@@ -1,0 +1,141 @@
+"""Kills a run again and again, and compares it with one that was left in peace.
+
+    python -m tests.experiments.kill_ten_times [--kills=10] [names of CASES]
+
+Each kill comes at a random step and a random moment within it. In the end the losses of
+all steps and the checksums of the last checkpoint must be those of the other run.
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from tests.experiments.conftest import small_arguments
+
+STEPS = 120
+# Optimizers with factors, sparse momenta and keys, a second kind of gradient, noise.
+CASES = {
+    "cosmos": {"optimizer__kwargs__rank": 8},
+    "spam": {
+        "optimizer__kwargs__density": 0.25,
+        "optimizer__kwargs__reset_interval": 20,
+        "optimizer__kwargs__warmup_steps": 5,
+    },
+    "adahessian": {"optimizer__kwargs__hessian_interval": 3},
+    "lanton": {},
+}
+
+
+def command(folder: pathlib.Path, name: str) -> list[str]:
+    """The command line of a case."""
+    words = small_arguments(
+        optimizer__name=name,
+        optimizer__learning_rate=0.01,
+        train__steps=STEPS,
+        train__eval_every=50,
+        train__checkpoint_every=7,
+        **CASES[name],
+    )
+    program = [sys.executable, "-m", "experiments.train"]
+    return [*program, "--config=configs/stdlib_lm.py", f"--workdir={folder}", *words]
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    """Starts a run on the CPU."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=environment, errors="replace"
+    )
+
+
+def last_step(folder: pathlib.Path) -> int:
+    """The number of records that the run has written."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> int:
+    """Starts a run, and sends a signal a moment after that step's record.
+
+    Returns:
+      The exit status, below 0 where a signal ended it.
+    """
+    deadline = time.monotonic() + 300
+    with start(words) as run:
+        try:
+            begun = last_step(folder)
+            # An earlier part's records are cut off first: wait for new ones.
+            while last_step(folder) == begun or last_step(folder) < step:
+                if run.poll() is not None:
+                    return run.returncode
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no step {step}")
+                time.sleep(0.001)
+            time.sleep(random.random() * 0.05)
+            run.send_signal(number)
+            run.communicate(timeout=120)
+        finally:
+            run.kill()
+    return run.returncode
+
+
+def finish(words: list[str]) -> None:
+    """Runs to the end."""
+    with start(words) as run:
+        _, said = run.communicate(timeout=300)
+    if run.returncode:
+        raise RuntimeError(said)
+
+
+def outcome(folder: pathlib.Path) -> tuple[list[tuple[int, float]], dict[str, int]]:
+    """All losses by step, and the checksums of the last checkpoint."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    place = folder / "checkpoints" / str(STEPS) / "place" / "metadata"
+    return (
+        [(record["step"], record["loss"]) for record in records],
+        json.loads(place.read_text())["checksums"],
+    )
+
+
+def killed(folder: pathlib.Path, name: str, signals: list[int]) -> list[int]:
+    """Stops a run by each of the signals in turn, then lets it end.
+
+    Returns:
+      The steps at which it was stopped.
+    """
+    steps = sorted(random.sample(range(1, STEPS - 10), len(signals)))
+    words = command(folder, name)
+    at = []
+    for step, number in zip(steps, signals, strict=True):
+        status = stop_at(words, folder, step, number)
+        if status != (143 if number == signal.SIGTERM else -number):
+            raise RuntimeError(f"exit status {status} at step {step}")
+        at.append(last_step(folder))
+    finish(words)
+    return at
+
+
+def main() -> None:
+    """Reports on every case that the command line names, or on all."""
+    words = sys.argv[1:]
+    kills = [int(w.partition("=")[2]) for w in words if w.startswith("--kills=")]
+    names = [word for word in words if not word.startswith("-")] or list(CASES)
+    signals = [signal.SIGKILL] * (kills[0] if kills else 10)
+    for name in names:
+        with tempfile.TemporaryDirectory() as place:
+            peace, war = pathlib.Path(place) / "peace", pathlib.Path(place) / "war"
+            finish(command(peace, name))
+            at = killed(war, name, signals)
+            same = outcome(peace) == outcome(war)
+            print(f"{name}: killed at {at}, {'same' if same else 'DIFFERENT'}")
+
+
+if __name__ == "__main__":
+    main()
