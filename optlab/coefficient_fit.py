@@ -22,7 +22,7 @@ from optlab.quintics import (
 )
 
 # The constraints: rounding between steps, the iterates' bound, the last one's floor.
-_MARGIN, _UPPER = 1.01, 1.5
+_MARGIN, _UPPER = 1.02, 1.5
 _FLOOR, _FLOOR_FROM = 0.5, 0.1
 # The least p(s) / s over a: what bfloat16 leaves of a difference of larger terms.
 _CUSHION = 0.03
@@ -40,10 +40,14 @@ _PEAK = 1.25
 Spectra = list[tuple[float, np.ndarray]]
 
 
-def mixture(m: int, n: int) -> Spectra:
+# What a matrix is divided by, and the order of that norm of its singular values.
+NORMALIZATIONS = {"frobenius": 2, "schatten4": 4}
+
+
+def mixture(m: int, n: int, normalize: str = "frobenius") -> Spectra:
     """The weighted spectra of the objective, descending and of unit norm."""
     spectra = [(0.25, np.arange(1, m + 1.0) ** -0.75), (0.75, _gaussian(m, n))]
-    return [(weight, s / np.linalg.norm(s)) for weight, s in spectra]
+    return [(weight, s / _norm(s, normalize)) for weight, s in spectra]
 
 
 def _gaussian(m: int, n: int) -> np.ndarray:
@@ -59,7 +63,9 @@ def _gaussian(m: int, n: int) -> np.ndarray:
     return np.sqrt(1 + y - 2 * np.sqrt(y) * np.cos(quantiles))
 
 
-def measured(singular_values: Sequence | np.ndarray) -> Spectra:
+def measured(
+    singular_values: Sequence | np.ndarray, normalize: str = "frobenius"
+) -> Spectra:
     """Checks and normalises measured singular values; each array weighs the same."""
     try:
         arrays = (
@@ -74,12 +80,13 @@ def measured(singular_values: Sequence | np.ndarray) -> Spectra:
             raise ValueError(f"singular_values must be 1-D, not empty, got {s.shape}")
         if not np.isfinite(s).all() or (s < 0).any() or not s.any():
             raise ValueError("singular_values must be finite, >= 0 and not all zero")
-    return [(1 / len(arrays), _unit(np.sort(s)[::-1])) for s in arrays]
+    arrays = [np.sort(s)[::-1] / s.max() for s in arrays]
+    return [(1 / len(arrays), s / _norm(s, normalize)) for s in arrays]
 
 
-def _unit(s: np.ndarray) -> np.ndarray:
-    s = s / s.max()
-    return s / np.linalg.norm(s)
+def _norm(s: np.ndarray, normalize: str) -> np.floating:
+    order = NORMALIZATIONS[normalize]
+    return np.linalg.norm(s, None if order == 2 else order)
 
 
 def _thinned(spectra: Spectra) -> tuple[np.ndarray, np.ndarray]:

@@ -10,13 +10,14 @@ Three ways to get the triples of `K` steps, `p_K = p^(K) o ... o p^(1)`:
       minimise  sum_j w_j mean_i (p_K(s_ij) - 1)^2
       subject to  0 <= every iterate <= 1.5  on [0, 1.05],
 
-  over two spectra of unit Frobenius norm: `s_i ~ i^-0.75` with weight 0.25, and the
-  Marchenko-Pastur quantiles of the shape, the spectrum of a Gaussian matrix, with 0.75;
+  over two spectra of unit norm, Frobenius' or Schatten's of order four:
+  `s_i ~ i^-0.75` with weight 0.25, and the Marchenko-Pastur quantiles of the shape,
+  the spectrum of a Gaussian matrix, with 0.75;
 * numbers of your own.
 
 ROOT's authors published four fitted triples and not how they found them; this recipe
 comes near theirs at 2048 x 16384. The bound is a constraint and no clip, since clipped
-iterates are minimised by saturation. It holds even if the values grow by 1% between
+iterates are minimised by saturation. It holds even if the values grow by 2% between
 the steps. Two constraints are ours, for the top of a low-rank spectrum, which lies
 where neither of the two spectra has a value: `p_K >= 0.5` on [0.1, 1.05], and
 `b^2 <= 0.97 * 4 a c`, so that `p(s) / s` keeps 3% of `a`. A step that takes a value
@@ -44,8 +45,8 @@ from pathlib import Path
 
 import numpy as np
 
-from optlab.checks import positive_int
-from optlab.coefficient_fit import fit, measured, mixture
+from optlab.checks import one_of, positive_int
+from optlab.coefficient_fit import NORMALIZATIONS, fit, measured, mixture
 from optlab.quintics import apply, chebyshev, polar_express
 
 Triple = tuple[float, float, float]
@@ -54,6 +55,14 @@ MUON: Triple = (3.4445, -4.7750, 2.0315)
 PRESETS = ("muon", "polar_express", "chebyshev")
 
 _TABLE = Path(__file__).with_name("coefficients.json")
+# Steps, whether each has its triple, and the norm.
+_TABULATED = (
+    (5, False, "frobenius"),
+    (4, True, "frobenius"),
+    (5, True, "frobenius"),
+    (4, True, "schatten4"),
+    (5, True, "schatten4"),
+)
 
 
 def resolve_coefficients(
@@ -102,6 +111,7 @@ def fit_coefficients(
     singular_values: Sequence | np.ndarray | None = None,
     *,
     per_step: bool = False,
+    normalize: str = "frobenius",
 ) -> Triple | tuple[Triple, ...]:
     """Fits the coefficients to the singular values that a shape leads one to expect.
 
@@ -115,20 +125,24 @@ def fit_coefficients(
       singular_values: measured ones to fit to instead: an array of shape `(k,)`, or
         a sequence of such arrays, which count alike. Each is divided by its norm.
       per_step: a triple for each step rather than one for all.
+      normalize: the norm by which `orthogonalize` divides the matrix, "frobenius" or
+        "schatten4".
 
     Returns:
       A triple, or `steps` triples with `per_step`.
 
     Raises:
       ValueError: `shape` or `steps` are no positive integers; `singular_values` are
-        empty, negative, not finite or all zero.
+        empty, negative, not finite or all zero; `normalize` is unknown.
     """
     m, n = _sides(shape)
     positive_int(steps=steps)
+    one_of(tuple(NORMALIZATIONS), normalize=normalize)
     if singular_values is None:
-        table = _fit_shape(m, n, int(steps), bool(per_step))
+        table = _fit_shape(m, n, int(steps), bool(per_step), normalize)
     else:
-        table = _triples(fit(measured(singular_values), int(steps), per_step))
+        spectra = measured(singular_values, normalize)
+        table = _triples(fit(spectra, int(steps), per_step))
     return table if per_step else table[0]
 
 
@@ -136,6 +150,7 @@ def mixture_error(
     coeffs: str | Sequence[float] | Sequence[Sequence[float]],
     shape: tuple[int, int],
     steps: int = 5,
+    normalize: str = "frobenius",
 ) -> float:
     """The objective of the fit: the mean of `(p_K(s) - 1)^2` over the two spectra.
 
@@ -143,6 +158,7 @@ def mixture_error(
       coeffs: as `resolve_coefficients` takes them.
       shape: `(rows, columns)` of the matrix.
       steps: number of steps `K`.
+      normalize: as `fit_coefficients` takes it.
 
     Returns:
       The error, 1 for a polynomial that is zero.
@@ -151,9 +167,10 @@ def mixture_error(
       ValueError: as `resolve_coefficients` and `fit_coefficients`.
     """
     table = resolve_coefficients(coeffs, steps)
+    one_of(tuple(NORMALIZATIONS), normalize=normalize)
     return sum(
         weight * float(np.mean((apply(table, s) - 1) ** 2))
-        for weight, s in mixture(*_sides(shape))
+        for weight, s in mixture(*_sides(shape), normalize)
     )
 
 
@@ -169,10 +186,10 @@ def write_table() -> None:
     shapes += [(16, 32), (32, 64)]
     shapes += [(1 << k, 1 << k) for k in range(4, 14)]
     lines = [
-        f"{json.dumps(_key(m, n, steps, per_step))}: "
-        + json.dumps(fit(mixture(m, n), steps, per_step).tolist())
+        f"{json.dumps(_key(m, n, *kind))}: "
+        + json.dumps(fit(mixture(m, n, kind[2]), *kind[:2]).tolist())
         for m, n in sorted(set(shapes))
-        for steps, per_step in ((5, False), (4, True), (5, True))
+        for kind in _TABULATED
     ]
     _TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -187,9 +204,13 @@ def _sides(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 @cache
-def _fit_shape(m: int, n: int, steps: int, per_step: bool) -> tuple[Triple, ...]:
-    known = _table().get(_key(m, n, steps, per_step))
-    return _triples(fit(mixture(m, n), steps, per_step) if known is None else known)
+def _fit_shape(
+    m: int, n: int, steps: int, per_step: bool, normalize: str
+) -> tuple[Triple, ...]:
+    known = _table().get(_key(m, n, steps, per_step, normalize))
+    if known is None:
+        known = fit(mixture(m, n, normalize), steps, per_step)
+    return _triples(known)
 
 
 @cache
@@ -197,8 +218,9 @@ def _table() -> dict[str, list[list[float]]]:
     return json.loads(_TABLE.read_text())
 
 
-def _key(m: int, n: int, steps: int, per_step: bool) -> str:
-    return f"{m}x{n}, {steps} steps" + (", one for all" if not per_step else "")
+def _key(m: int, n: int, steps: int, per_step: bool, normalize: str) -> str:
+    key = f"{m}x{n}, {steps} steps" + (", one for all" if not per_step else "")
+    return key if normalize == "frobenius" else f"{key}, {normalize}"
 
 
 def _triples(table) -> tuple[Triple, ...]:

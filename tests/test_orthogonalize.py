@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.contrib import _muon
 
 import optlab
-from optlab.coefficients import MUON
+from experiments.flops import count_flops
+from optlab.coefficients import (
+    MUON,
+    fit_coefficients,
+    mixture_error,
+    resolve_coefficients,
+)
 
 SCHEDULE = ((4.0, -8.0, 4.5), (3.9, -6.5, 3.0), (3.0, -4.0, 2.0), (2.0, -1.6, 0.6))
 
@@ -21,10 +28,12 @@ def with_singular_values(m, n, values, seed=0):
     return (u * np.asarray(values)) @ v.T
 
 
-def polynomial_of_the_svd(x, table):
+def polynomial_of_the_svd(x, table, order=2):
     """`U p_K(S) V^T`, what the iteration is in exact arithmetic."""
     u, s, vt = np.linalg.svd(np.asarray(x, np.float64), full_matrices=False)
     s = s / (np.linalg.norm(s) + 1e-7)
+    if order == 4:
+        s = s / max(np.linalg.norm(s, 4), len(s) ** -0.25)
     for a, b, c in table:
         s = a * s + b * s**3 + c * s**5
     return (u * s) @ vt
@@ -44,6 +53,23 @@ def test_both_forms_are_the_polynomial_of_the_singular_values(
     table = [MUON] * 5 if coeffs is MUON else coeffs
     expected = polynomial_of_the_svd(x, table)
     np.testing.assert_allclose(result, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["plain", "gram"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 0.0])
+def test_schattens_norm_of_order_four(method, steps, scale, x64):
+    x, table = scale * gaussian(2, 6, 20), SCHEDULE[:steps]
+    result = optlab.orthogonalize(
+        jnp.asarray(x),
+        steps=steps,
+        coeffs=table,
+        normalize="schatten4",
+        method=method,
+    )
+    for slice_, ours in zip(x, result, strict=True):
+        expected = polynomial_of_the_svd(slice_, table, 4)
+        np.testing.assert_allclose(ours, expected, atol=1e-11)
 
 
 ILL_CONDITIONED = {
@@ -69,6 +95,84 @@ def test_float32_keeps_to_the_polynomial_on_hard_matrices(case, tall):
         assert np.linalg.norm(y - expected, 2) < bound, method
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("normalize", ["frobenius", "schatten4"])
+@pytest.mark.parametrize("coeffs", ["muon", "fitted", "polar_express"])
+def test_half_precision_keeps_to_the_polynomial(dtype, normalize, coeffs):
+    """The Gram form starts anew often enough to be no worse than the plain one."""
+    x = np.stack(list(ILL_CONDITIONED.values())).astype(np.float32)
+    if coeffs == "fitted":
+        coeffs = fit_coefficients(x.shape[1:], 5, per_step=True, normalize=normalize)
+    table = np.asarray(resolve_coefficients(coeffs, 5))
+    order = {"frobenius": 2, "schatten4": 4}[normalize]
+    exact = np.stack([polynomial_of_the_svd(y, table, order) for y in x])
+
+    def error(method):
+        y = optlab.orthogonalize(
+            jnp.asarray(x),
+            coeffs=coeffs,
+            normalize=normalize,
+            method=method,
+            dtype=dtype,
+        )
+        return np.linalg.norm(y - exact, 2, axis=(1, 2))
+
+    # Half an epsilon grows by the product of the leading coefficients.
+    epsilon = float(jnp.finfo(dtype).eps)
+    plain, gram = error("plain"), error("gram")
+    assert (plain < epsilon * table[:, 0].prod()).all()
+    assert (gram < 2 * plain + 8 * epsilon).all(), (gram, plain)
+
+
+def llama_130m_block(method):
+    """FLOPs of `method` on the seven matrices of a block."""
+    shapes = [(768, 768)] * 4 + [(768, 2048)] * 2 + [(2048, 768)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return count_flops(lambda *xs: [method(x) for x in xs], *arrays).total
+
+
+def optax_muon(x):
+    ns_coeffs = jnp.asarray(MUON)
+    return _muon.orthogonalize_via_newton_schulz(x, ns_coeffs, ns_steps=5)
+
+
+def fitted_four(x):
+    coeffs = fit_coefficients(x.shape, 4, per_step=True, normalize="schatten4")
+    return optlab.orthogonalize(x, steps=4, coeffs=coeffs, normalize="schatten4")
+
+
+def test_flops_of_a_llama_block_beside_optax():
+    theirs = llama_130m_block(optax_muon)
+    assert llama_130m_block(optlab.orthogonalize) < 0.84 * theirs
+    assert llama_130m_block(fitted_four) < 0.70 * theirs
+
+
+def test_the_result_is_optaxs():
+    x = jnp.asarray(gaussian(24, 64), jnp.float32)
+    for y in (x, x.T, x[:, :24]):
+        np.testing.assert_allclose(
+            optlab.orthogonalize(y), optax_muon(y), rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(("shape", "share"), [((96, 96), 0.5), ((96, 256), 0.05)])
+def test_four_fitted_steps_beat_muons_five_on_matrices(shape, share):
+    """On the fit's own mixture of spectra, in float32."""
+    x = gaussian(*shape)
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    power = (u * np.arange(1, len(u) + 1) ** -0.75) @ vt
+
+    def error(f):
+        squares = [np.sum((f(jnp.asarray(y)) - u @ vt) ** 2) for y in (x, power)]
+        return (0.75 * squares[0] + 0.25 * squares[1]) / len(u)
+
+    x, power = x.astype(np.float32), power.astype(np.float32)
+    assert error(fitted_four) < share * error(optax_muon)
+    fitted = fit_coefficients(shape, 4, per_step=True, normalize="schatten4")
+    expected = mixture_error(fitted, shape, 4, "schatten4")
+    assert error(fitted_four) == pytest.approx(expected, rel=0.5, abs=1e-4)
+
+
 def test_stacks_are_matrices_one_by_one():
     x = jnp.asarray(gaussian(2, 3, 5, 8), jnp.float32)
     stacked = optlab.orthogonalize(x)
@@ -79,16 +183,23 @@ def test_stacks_are_matrices_one_by_one():
             )
 
 
+@pytest.mark.parametrize("normalize", ["frobenius", "schatten4"])
 @pytest.mark.parametrize("method", ["plain", "gram"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
-def test_zero_and_extreme_scales_stay_finite(method, dtype, scale):
+def test_zero_and_extreme_scales_stay_finite(normalize, method, dtype, scale):
     scale = np.clip(scale, -float(jnp.finfo(dtype).max) / 8, None)
     scale = min(scale, float(jnp.finfo(dtype).max) / 8)
     x = jnp.asarray(gaussian(6, 9) * scale, dtype)
-    y = optlab.orthogonalize(x, method=method)
+    y = optlab.orthogonalize(x, normalize=normalize, method=method)
     assert y.dtype == dtype
     assert np.isfinite(np.asarray(y, np.float32)).all()
+    half = optlab.orthogonalize(x, normalize=normalize, method=method, dtype=dtype)
+    assert np.isfinite(np.asarray(half, np.float32)).all()
+    if scale < 1:
+        plain = optlab.orthogonalize(x, normalize=normalize, method="plain")
+        np.testing.assert_allclose(y, plain, rtol=1e-2)
+        assert scale or not np.asarray(y).any()
     if scale >= 1:
         singular = np.linalg.svd(np.asarray(y, np.float32))[1]
         assert singular.max() < 1.3 and singular.min() > 0.1
@@ -124,6 +235,7 @@ def test_one_loop_whatever_the_steps():
         ({"coeffs": SCHEDULE, "steps": 5}, "coeffs"),
         ({"coeffs": "moun"}, "coeffs"),
         ({"method": "fast"}, "method must be"),
+        ({"normalize": "spectral"}, "normalize must be"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -85,13 +85,32 @@ def test_coefficients_by_shape_by_triple_and_fitted():
         tx = optlab.root(1e-2, ns_coeffs=coeffs)
         return tx.update(params, tx.init(params), params)[0]
 
-    fitted = step(None)
     triple = optlab.fit_coefficients((4, 9), 5)
-    for given in (triple, {(4, 9): triple}, {(9, 4): triple}):
-        jax.tree.map(np.testing.assert_array_equal, step(given), fitted)
-    assert np.abs(step("muon")["wide"] - fitted["wide"]).max() > 1e-4
+    expected = step(triple)
+    for given in ({(4, 9): triple}, {(9, 4): triple}, [triple] * 5):
+        jax.tree.map(np.testing.assert_array_equal, step(given), expected)
+    assert np.abs(step("muon")["wide"] - expected["wide"]).max() > 1e-4
+
+    def distance(updates):
+        """Of the singular values from one."""
+        x = updates["wide"] / (1e-2 * 0.2 * 3)
+        return np.abs(np.linalg.svd(x, compute_uv=False) - 1).max()
+
+    assert distance(step(None)) < 0.01 * distance(step("muon"))
     with pytest.raises(ValueError, match=r"ns_coeffs has no entry .* \(4, 9\)"):
         step({(5, 5): triple})
+
+
+def test_half_precision_products_move_the_update_little():
+    params = {"w": jnp.asarray(gaussian(12, 30))}
+
+    def step(dtype):
+        tx = optlab.root(1e-2, ns_dtype=dtype)
+        return tx.update(params, tx.init(params), params)[0]["w"]
+
+    half, full = step(jnp.bfloat16), step(None)
+    assert half.dtype == full.dtype
+    assert 0 < np.linalg.norm(half - full) < 0.02 * np.linalg.norm(full)
 
 
 @pytest.mark.parametrize("quantile", [0.0, 1.5, "much"])

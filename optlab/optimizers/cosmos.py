@@ -82,6 +82,7 @@ def _directions(
     eps: Any,
     gamma: Any,
     ns_steps: int,
+    ns_dtype: Any,
 ) -> tuple[jax.Array, ...]:
     """One step on a stack: the direction and the new basis, covariance and nu."""
     g, x = cap_norm(gradient), cap_norm(momentum)
@@ -103,7 +104,7 @@ def _directions(
     adapted = matmul(new_basis, inside / (jnp.sqrt(nu) / correction + eps))
     rest = x - matmul(new_basis, inside)
     rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
-    ortho = _unit_rms(orthogonalize(rest, steps=ns_steps), eps)
+    ortho = _unit_rms(orthogonalize(rest, steps=ns_steps, dtype=ns_dtype), eps)
     ortho = jnp.where(_norm(rest) > rounding, ortho, jnp.zeros_like(ortho))
     return _unit_rms(adapted + gamma * ortho, eps), new_basis, covariance, nu
 
@@ -125,6 +126,7 @@ def scale_by_cosmos(
     *,
     nesterov: bool = True,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     roles: Any = None,
     mu_dtype: Any = None,
     distribute: Distribute | None = None,
@@ -176,7 +178,15 @@ def scale_by_cosmos(
             return (g + b1 * m) / (1 + b1 * weight) if nesterov else m / weight
 
         directions, basis, covariance, nu = map_matrices(
-            partial(_directions, t=t, b2=b2, eps=eps, gamma=gamma, ns_steps=ns_steps),
+            partial(
+                _directions,
+                t=t,
+                b2=b2,
+                eps=eps,
+                gamma=gamma,
+                ns_steps=ns_steps,
+                ns_dtype=ns_dtype,
+            ),
             tree_views(updates, rule, "cosmos"),
             (gradients, jax.tree.map(average, gradients, mu)),
             (state.basis, state.covariance, state.nu),
@@ -199,6 +209,7 @@ def cosmos(
     gamma: Any = 0.2,
     nesterov: bool = True,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     roles: Any = None,
@@ -233,6 +244,8 @@ def cosmos(
       gamma: weight of the orthogonalized rest; the paper takes 0.25 to 0.5.
       nesterov: whether the momentum looks one gradient ahead.
       ns_steps: Newton-Schulz steps on the rest.
+      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
+        momentum's, and at least float32.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
         matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
 
@@ -247,6 +260,7 @@ def cosmos(
             *(b1, b2, eps, rank, gamma),
             nesterov=nesterov,
             ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
             roles=roles,
             mu_dtype=mu_dtype,
             distribute=distribute,
