@@ -1,0 +1,139 @@
+"""What a person sees of a sweep: a live table on a terminal, plain lines elsewhere."""
+
+import datetime
+import io
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.live
+import rich.table
+
+# Enough for the last record of a metrics.jsonl.
+_TAIL_BYTES = 4096
+
+
+class Board:
+    """Points by state, the best loss, those at work, the time left.
+
+    Args:
+      sweep: with `points`, `jobs`, `results`, `failed`, `folder` and `launcher`.
+    """
+
+    def __init__(self, sweep):
+        self._sweep = sweep
+        self._console = rich.console.Console(soft_wrap=True)
+        live = self._console.is_terminal and not sweep.launcher.shares_terminal
+        self._live = (
+            rich.live.Live(
+                get_renderable=self._table,
+                console=self._console,
+                refresh_per_second=2,
+                transient=True,
+            )
+            if live
+            else None
+        )
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def line(self, text: str) -> None:
+        """Says something once."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def summary(self) -> None:
+        """Says what became of all points, and why some failed."""
+        for name, error in self._sweep.failed.items():
+            label = self._sweep.points[name].label()
+            self.line(f"failed: {self._sweep.folder / name} ({label}): {error}")
+        counts = ", ".join(f"{n} {state}" for state, n in self.counts().items() if n)
+        self.line(f"{counts}; best {self._best()}")
+
+    def counts(self) -> dict[str, int]:
+        """How many points are in which state."""
+        sweep = self._sweep
+        reasons = [result["reason"] for result in sweep.results.values()]
+        known = len(reasons) + len(sweep.failed) + len(sweep.jobs)
+        return {
+            "completed": reasons.count("completed"),
+            "diverged": reasons.count("diverged"),
+            "failed": len(sweep.failed),
+            "running": len(sweep.jobs),
+            "waiting": len(sweep.points) - known,
+        }
+
+    def _best(self) -> str:
+        losses = {
+            name: result["val_loss"]
+            for name, result in self._sweep.results.items()
+            if result["reason"] == "completed"
+        }
+        if not losses:
+            return "-"
+        name = min(losses, key=losses.__getitem__)
+        return f"{losses[name]:.4f} at {self._sweep.points[name].label()} ({name})"
+
+    def _seconds_left(self) -> float | None:
+        """By the time that finished points took for a step."""
+        sweep = self._sweep
+        paces = [
+            result["total_seconds"] / result["steps"]
+            for result in sweep.results.values()
+            if result.get("total_seconds") and result["steps"]
+        ]
+        if not paces:
+            return None
+        steps = sum(
+            point.config.train.steps - last_record(sweep.folder / name).get("step", 0)
+            for name, point in sweep.points.items()
+            if name not in sweep.results and name not in sweep.failed
+        )
+        return float(np.mean(paces)) * steps / min(sweep.launcher.slots, 1000)
+
+    def _table(self) -> rich.table.Table:
+        table = rich.table.Table(*self.counts(), "best loss", "time left")
+        left = self._seconds_left()
+        table.add_row(
+            *map(str, self.counts().values()),
+            self._best(),
+            "-" if left is None else str(datetime.timedelta(seconds=round(left))),
+        )
+        outer = rich.table.Table.grid()
+        outer.add_row(table)
+        for name in self._sweep.jobs:
+            point = self._sweep.points[name]
+            record = last_record(self._sweep.folder / name)
+            shown = "starting"
+            if record:
+                loss = record["loss"]
+                shown = f"step {record['step']}/{point.config.train.steps}"
+                shown += "" if loss is None else f", loss {loss:.3f}"
+            outer.add_row(f"  {name}  {point.label()}: {shown}")
+        return outer
+
+
+def last_record(folder: pathlib.Path) -> dict[str, Any]:
+    """The last whole record of a run, {} before there is one."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(0, io.SEEK_END)
+            file.seek(max(file.tell() - _TAIL_BYTES, 0), os.SEEK_SET)
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return {}

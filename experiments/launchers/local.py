@@ -1,0 +1,73 @@
+"""Points run as processes of this machine, a limited number at once."""
+
+import os
+import pathlib
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from experiments.config import UserError
+from experiments.launchers.job import command
+from experiments.points import Point
+
+
+class Process:
+    """A worker; the launcher's Ctrl-C does not reach it by itself."""
+
+    def __init__(self, words: Sequence[str], log: pathlib.Path, cache: pathlib.Path):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment(cache),
+                start_new_session=True,
+            )
+
+    def status(self) -> int | None:
+        """None while it works, then the exit status, negative for a signal's number."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Sends SIGTERM, upon which the training writes a checkpoint and ends."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+
+class Local:
+    """Runs `workers` processes at once.
+
+    submitit's local executor limits nothing, and would wrap each in a second process.
+    """
+
+    shares_terminal = False
+
+    def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):
+        """Takes no parameters.
+
+        Raises:
+          UserError: if there are any.
+        """
+        if parameters:
+            raise UserError(f"--slurm: given {dict(parameters)}, --launcher is local")
+        del folder
+        self.slots = workers
+
+    def start(
+        self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
+    ) -> list[Process]:
+        """Starts a process for each point."""
+        return [
+            Process(command(point, folder), folder / point.name / "worker.log", cache)
+            for point in points
+        ]
+
+
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """Variables of a worker: points of one shape compile once."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }

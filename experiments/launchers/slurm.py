@@ -1,0 +1,121 @@
+"""Points run as an array of SLURM jobs, through submitit.
+
+A job's end is read from its point's folder first, then from what submitit wrote, then
+from the queue: on a cluster without accounting a cancelled job is in no state at all.
+"""
+
+import os
+import pathlib
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.config import UserError
+from experiments.launchers.job import FINISHED, command, finished
+from experiments.launchers.local import environment
+from experiments.points import Point
+
+# How often the queue is asked; a job of ours is in it by then.
+_SECONDS_BETWEEN_QUERIES = 10.0
+_GONE = 1
+
+
+def work(words: Sequence[str], variables: Mapping[str, str], log: str) -> int:
+    """What a job does: the training as a process of its own, to take the signals."""
+    with open(log, "a") as file:
+        return subprocess.run(
+            words, env=os.environ | variables, stdout=file, stderr=file, check=False
+        ).returncode
+
+
+class Queue:
+    """The ids of the user's jobs, asked for once for all of them."""
+
+    def __init__(self):
+        self._asked = time.monotonic()
+        self._ids: set[str] | None = None
+
+    def lacks(self, job_id: str) -> bool:
+        """Whether SLURM knows no such job, waiting or running."""
+        now = time.monotonic()
+        if now - self._asked > _SECONDS_BETWEEN_QUERIES:
+            self._asked = now
+            listed = subprocess.run(
+                ["squeue", "--noheader", "--me", "--array", "--format=%i"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            # No answer says nothing about the jobs.
+            self._ids = set(listed.stdout.split()) if not listed.returncode else None
+        return self._ids is not None and job_id not in self._ids
+
+
+class SlurmJob:
+    """One element of the array."""
+
+    def __init__(self, job: Any, folder: pathlib.Path, queue: Queue):
+        self._job = job
+        self._folder = folder
+        self._queue = queue
+
+    def status(self) -> int | None:
+        """None while it waits or works, then the exit status."""
+        result = finished(self._folder)
+        if result:
+            return FINISHED[result["reason"]]
+        # Asked before the file is looked for, which may come meanwhile.
+        gone = self._queue.lacks(self._job.job_id)
+        if self._job.paths.result_pickle.exists():
+            try:
+                return self._job.result()
+            except Exception:  # whatever the job raised: it has failed
+                return _GONE
+        return _GONE if gone else None
+
+    def stop(self) -> None:
+        """Cancels it; SLURM sends SIGTERM first."""
+        self._job.cancel(check=False)
+
+
+class Slurm:
+    """Submits all points there are; the array runs `workers` of them at once."""
+
+    slots = 1000  # SLURM's MaxArraySize by default is 1001
+    shares_terminal = False
+
+    def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):
+        """Takes submitit's names of sbatch's options, such as `partition` or `time`.
+
+        Raises:
+          UserError: if there is no SLURM, or it has no such parameter.
+        """
+        import submitit
+
+        try:
+            self._executor = submitit.SlurmExecutor(folder=folder / "slurm" / "%j")
+            self._executor.update_parameters(
+                **{"array_parallelism": workers, "job_name": "sweep", "time": 1440}
+                | parameters
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"--launcher=slurm: {error}".splitlines()[0]) from error
+        self._queue = Queue()
+
+    def start(
+        self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
+    ) -> list[SlurmJob]:
+        """Submits the points as one array."""
+        for point in points:
+            (folder / point.name).mkdir(parents=True, exist_ok=True)
+        jobs = self._executor.map_array(
+            work,
+            [command(point, folder) for point in points],
+            [environment(cache)] * len(points),
+            [str(folder / point.name / "worker.log") for point in points],
+        )
+        return [
+            SlurmJob(job, folder / point.name, self._queue)
+            for job, point in zip(jobs, points, strict=True)
+        ]

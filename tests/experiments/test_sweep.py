@@ -1,0 +1,358 @@
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+
+from experiments import config as configs
+from experiments import points, sweep
+from experiments.launchers import Inline, job, slurm
+from experiments.launchers.trials import Trials
+from experiments.trainer import loop
+
+TINY = {
+    "config": "configs/digits.py",
+    "overrides": {
+        "train.steps": 10,
+        "train.eval_every": 5,
+        "train.checkpoint_every": 0,
+    },
+}
+RATE = "optimizer.learning_rate"
+FILES = sorted(pathlib.Path("configs/sweeps").glob("*.py"))
+
+
+def written(folder, *parts):
+    """A sweep file with the given parts, on top of `TINY`."""
+    path = folder / "swept.py"
+    path.write_text(f"def get_sweep():\n    return {[TINY | p for p in parts]!r}\n")
+    return str(path)
+
+
+def values(path, *fields):
+    return [tuple(p.overrides[f] for f in fields) for p in points.load(path)]
+
+
+def opened(path, workdir, *, anew=False):
+    """A sweep with the inline launcher."""
+    wanted = points.load(path)
+    workdir.mkdir(exist_ok=True)
+    storage = f"sqlite:///{workdir}/optuna.db"
+    trials = Trials(storage, "swept", wanted, attempts=sweep.ATTEMPTS, anew=anew)
+    return sweep.Sweep(wanted, workdir, trials, Inline(1, workdir, {}))
+
+
+def recorded(workdir):
+    """State, point, value of all trials."""
+    storage = f"sqlite:///{workdir}/optuna.db"
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    return [(t.state.name, t.user_attrs["point"], t.value) for t in study.trials]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Stands for the training: writes the result that `outcome` gives for a rate."""
+    calls = []
+
+    def make(outcome):
+        def train(config, workdir, *, overrides):
+            del overrides
+            rate = config.optimizer.learning_rate
+            calls.append(rate)
+            loss = outcome(rate)
+            result = {
+                "val_loss": loss if math.isfinite(loss) else None,
+                "reason": "completed" if math.isfinite(loss) else "diverged",
+                "steps": 10,
+                "total_seconds": 5.0,
+            }
+            folder = pathlib.Path(workdir)
+            folder.mkdir(exist_ok=True)
+            (folder / "result.json").write_text(json.dumps(result))
+            return job.FINISHED[result["reason"]]
+
+        monkeypatch.setattr(loop, "train", train)
+        return calls
+
+    return make
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_sweep_file_loads(path):
+    found = points.load(str(path))
+    assert len({point.name for point in found}) == len(found) > 4
+    # The docstring says how many runs there are.
+    assert f" {len(found)} runs" in path.read_text()
+
+
+def test_a_grid_is_every_combination_with_every_seed(tmp_path):
+    axes = {RATE: [0.001, 0.002], "optimizer.kwargs.b1": [0.8, 0.9]}
+    path = written(tmp_path, {"axes": axes, "seeds": [0, 7]})
+    expected = [
+        (rate, b1, seed)
+        for rate in (0.001, 0.002)
+        for b1 in (0.8, 0.9)
+        for seed in (0, 7)
+    ]
+    assert values(path, RATE, "optimizer.kwargs.b1", "seed") == expected
+
+
+def test_one_axis_at_a_time_goes_through_the_center_once(tmp_path):
+    axes = {RATE: [0.001, 0.003, 0.01], "optimizer.kwargs.b1": [0.5, 0.9]}
+    path = written(tmp_path, {"axes": axes, "design": "one_at_a_time"})
+    # configs/digits.py has 0.003, AdamW's b1 is 0.9.
+    expected = [(0.003, 0.9), (0.001, 0.9), (0.01, 0.9), (0.003, 0.5)]
+    assert values(path, RATE, "optimizer.kwargs.b1") == expected
+
+
+def test_halton_points_are_the_sequence(tmp_path):
+    axes = {
+        RATE: (1e-4, 1e-2, "log"),
+        "optimizer.weight_decay": (0.0, 0.9, "linear"),
+        "train.batch_size": [10, 20, 50, 100, 150],
+    }
+    path = written(tmp_path, {"axes": axes, "design": "halton", "trials": 4})
+    got = values(path, *axes)
+    # Bases 2, 3 and 5: 1/2 1/4 3/4 1/8; 1/3 2/3 1/9 4/9; 1/5 2/5 3/5 4/5.
+    rates = [10 ** (-4 + 2 * place) for place in (1 / 2, 1 / 4, 3 / 4, 1 / 8)]
+    np.testing.assert_allclose([p[0] for p in got], rates)
+    np.testing.assert_allclose([p[1] for p in got], [0.3, 0.6, 0.1, 0.4])
+    assert [p[2] for p in got] == [20, 50, 100, 150]
+
+
+def test_names_are_stable_and_say_what_was_asked(tmp_path):
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01]}})
+    first = points.load(path)
+    # The same point, written otherwise and in another order.
+    path = written(tmp_path, {"axes": {RATE: [1e-2]}, "seeds": (0,)})
+    assert points.load(path)[0].name == first[1].name
+    assert len({point.name for point in first}) == 2
+    changed = points.load(path, ["--config.train.steps=11"])[0]
+    assert changed.name != first[1].name
+    assert changed.config.train.steps == 11
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"axis": {}}, r"axis: no such field, allowed config, .*nearest: axes"),
+        ({"design": "halten"}, r"design: given 'halten', .*nearest: halton"),
+        ({"design": "halton"}, r"trials: given 0"),
+        ({"axes": {"train.stps": [3]}}, r"train\.stps: no such field"),
+        ({"axes": {RATE: [-1.0]}}, r"optimizer\.learning_rate.*above 0"),
+        ({"axes": {RATE: []}}, r"has no points"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(tmp_path, part, message):
+    with pytest.raises(configs.UserError, match=message) as caught:
+        points.load(written(tmp_path, part))
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_need_names(tmp_path):
+    with pytest.raises(configs.UserError, match="2 parts need one each"):
+        points.load(written(tmp_path, {}, {}))
+    with pytest.raises(configs.UserError, match=r"no file .*nearest: configs/sweeps/"):
+        points.load("configs/sweeps/optimisers.py")
+
+
+def test_the_dry_run_lists_points_and_cost(tmp_path, stub):
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01]}})
+    wanted = points.load(path)
+    # A perceptron: 64 inputs, two layers of 64 more, ten classes.
+    parameters = 3 * (64 * 64 + 64) + 64 * 10 + 10
+    text = sweep.cost(wanted, tmp_path, 1)
+    flops = 6 * parameters * 2 * 10 * 100
+    assert text == (
+        "2 of 2 points left: 20 steps, 2,000 tokens, "
+        f"about {flops:.1e} FLOPs (6 x parameters x tokens)"
+    )
+    stub(lambda rate: rate)
+    loop.train(wanted[0].config, str(tmp_path / wanted[0].name), overrides={})
+    done = "1 of 2 points left: 10 steps"
+    # Half a second a step.
+    assert sweep.cost(wanted, tmp_path, 1).startswith(done)
+    assert sweep.cost(wanted, tmp_path, 1).endswith("about 0.0014 hours with 1 workers")
+
+
+def test_finished_points_are_skipped_and_all_is_recorded(tmp_path, stub, capsys):
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}})
+    names = [point.name for point in points.load(path)]
+    calls = stub(lambda rate: math.nan if rate == 0.1 else rate)
+    first = opened(path, tmp_path / "w")
+    assert first.run() == 0
+    first.board.summary()
+    said = capsys.readouterr().out
+    assert f"{names[2]} (learning_rate=0.1): diverged" in said
+    best = f"best 0.0010 at learning_rate=0.001 ({names[0]})"
+    assert f"2 completed, 1 diverged; {best}" in said
+    assert calls == [0.001, 0.01, 0.1]
+    expected = [
+        ("COMPLETE", names[0], 0.001),
+        ("COMPLETE", names[1], 0.01),
+        ("COMPLETE", names[2], math.inf),
+    ]
+    assert recorded(tmp_path / "w") == expected
+    assert opened(path, tmp_path / "w").run() == 0
+    assert calls == [0.001, 0.01, 0.1]
+    assert recorded(tmp_path / "w") == expected
+    # A point more, one less, and a folder that has gone.
+    (tmp_path / "w" / names[1] / "result.json").unlink()
+    path = written(tmp_path, {"axes": {RATE: [0.01, 0.1, 0.002]}})
+    assert opened(path, tmp_path / "w").run() == 0
+    assert calls[3:] == [0.01, 0.002]
+    # Another storage learns what has been done.
+    (tmp_path / "w" / "optuna.db").unlink()
+    assert opened(path, tmp_path / "w").run() == 0
+    assert len(calls) == 5
+    assert sorted(value for _, _, value in recorded(tmp_path / "w")) == [
+        0.002,
+        0.01,
+        math.inf,
+    ]
+
+
+def test_a_failing_point_is_tried_twice_more_and_reported(tmp_path, stub, capsys):
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01]}})
+    bad = points.load(path)[0].name
+    broken = True
+
+    def outcome(rate):
+        if rate == 0.001 and broken:
+            raise RuntimeError("out of luck")
+        return rate
+
+    calls = stub(outcome)
+    first = opened(path, tmp_path / "w")
+    assert first.run() == 1
+    first.board.summary()
+    assert sorted(calls) == [0.001, 0.001, 0.001, 0.01]
+    said = capsys.readouterr().out
+    assert f"{bad} (learning_rate=0.001): RuntimeError: out of luck; tried" in said
+    assert f"failed: {tmp_path}/w/{bad} (learning_rate=0.001): RuntimeError" in said
+    assert "1 completed, 1 failed" in said
+    states = [(state, point) for state, point, _ in recorded(tmp_path / "w")]
+    assert states.count(("FAIL", bad)) == 3
+    # It stays failed until it is to be tried again.
+    again = opened(path, tmp_path / "w")
+    assert again.run() == 1
+    assert len(calls) == 4
+    assert again.failed == {bad: "RuntimeError: out of luck"}
+    broken = False
+    assert opened(path, tmp_path / "w", anew=True).run() == 0
+    assert len(calls) == 5
+
+
+def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub):
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}})
+
+    def outcome(rate):
+        if rate == 0.01 and len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return rate
+
+    calls = stub(outcome)
+    assert opened(path, tmp_path / "w").run() == 130
+    assert calls == [0.001, 0.01]
+    assert opened(path, tmp_path / "w").run() == 0
+    assert calls == [0.001, 0.01, 0.1]
+    assert [state for state, _, _ in recorded(tmp_path / "w")] == ["COMPLETE"] * 3
+
+
+def alive(folder):
+    """The processes that train below a folder."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if "experiments.train" in words and any(
+            word.startswith(f"--workdir={folder}/") for word in words
+        ):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_killed_sweep_loses_no_point_and_does_none_twice(tmp_path):
+    """The launcher and a worker are killed with -9; the other worker goes on."""
+    part = {"axes": {RATE: [0.001, 0.003, 1e30]}}
+    part["overrides"] = TINY["overrides"] | {"train.max_bad_steps": 1}
+    path = written(tmp_path, part)
+    workdir = tmp_path / "w"
+    words = [
+        *(sys.executable, "-m", "experiments.sweep", f"--sweep={path}"),
+        *(f"--workdir={workdir}", "--launcher=local", "--workers=2"),
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    launcher = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(workers := alive(workdir)) < 2:
+        assert time.monotonic() < deadline
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    os.kill(workers[0], signal.SIGKILL)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 completed, 1 diverged; best" in done.stdout
+    wanted = points.load(path)
+    trials = recorded(workdir)
+    assert [state for state, _, _ in trials] == ["COMPLETE"] * 3
+    assert sorted(p for _, p, _ in trials) == sorted(p.name for p in wanted)
+    for point in wanted[:2]:
+        lines = (workdir / point.name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
+    assert job.finished(workdir / wanted[2].name)["reason"] == "diverged"
+    assert any((workdir / "compiled").iterdir())
+    assert not alive(workdir)
+
+
+def test_two_launchers_do_not_share_a_workdir(tmp_path):
+    held = sweep._locked(tmp_path / "w")
+    with (
+        held,
+        pytest.raises(configs.UserError, match="in use by another sweep") as caught,
+        sweep._locked(tmp_path / "w"),
+    ):
+        pass
+    assert caught.value.status == 4
+
+
+def test_a_slurm_job_that_left_the_queue_has_failed(tmp_path, monkeypatch):
+    class Paths:
+        result_pickle = tmp_path / "none"
+
+    class Submitted:
+        job_id = "7_0"
+        paths = Paths
+
+    listed = ["7_0\n7_1\n"]
+    answer = subprocess.CompletedProcess([], 0)
+
+    def squeue(*arguments, **options):
+        del arguments, options
+        answer.stdout = listed[0]
+        return answer
+
+    monkeypatch.setattr(slurm.subprocess, "run", squeue)
+    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUERIES", -1)
+    one = slurm.SlurmJob(Submitted, tmp_path, slurm.Queue())
+    assert one.status() is None
+    listed[0] = "7_1\n"
+    assert one.status() == 1
+    answer.returncode = 1  # no answer says nothing
+    assert one.status() is None
+    (tmp_path / "result.json").write_text('{"reason": "diverged"}')
+    assert one.status() == 3
