@@ -67,6 +67,41 @@ def test_orthonormal_basis_keeps_nested_spans():
         np.testing.assert_allclose(seen, x[..., :k], atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["scaled", "dependent", "near", "zero", "one zero"])
+def test_orthonormal_basis_of_hard_columns(case):
+    x = gaussian(3, 12, 4)
+    if case == "scaled":
+        x = x * np.logspace(0, -18, 4, dtype=np.float32)
+    elif case == "dependent":
+        x[..., 2] = x[..., 0] + x[..., 1]
+    elif case == "near":
+        x[..., 1] = x[..., 0] * (1 + 1e-5 * x[..., 1])
+    elif case == "zero":
+        x = 0 * x
+    else:
+        x[1] = 0
+    q = np.asarray(linalg.orthonormal_basis(jnp.asarray(x)))
+    np.testing.assert_allclose(np.swapaxes(q, 1, 2) @ q, [np.eye(4)] * 3, atol=1e-5)
+    if case == "scaled":
+        # Householder's own basis but for the signs.
+        expected = np.linalg.qr(x.astype(np.float64))[0]
+        np.testing.assert_allclose(np.abs(q), np.abs(expected), atol=1e-5)
+
+
+def test_orthonormal_basis_needs_no_reflections_where_cholesky_does(monkeypatch):
+    """The cheap way is taken to a condition of 1e3 in float32."""
+    u, _, vt = np.linalg.svd(gaussian(20, 4), full_matrices=False)
+    x = jnp.asarray((u * np.logspace(0, -3, 4)) @ vt)
+
+    def failing(x):
+        return jnp.full_like(x, jnp.nan), None
+
+    monkeypatch.setattr(jnp.linalg, "qr", failing)
+    q = linalg.orthonormal_basis(x)
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-5)
+    assert np.isnan(linalg.orthonormal_basis(x.at[:, 1].set(x[:, 0]))).all()
+
+
 def test_subspace_iteration_finds_the_leading_eigenspace():
     values = np.array([9.0, 7.0, 5.0, 0.5, 0.3, 0.1])
     q = np.linalg.qr(gaussian(6, 6))[0]
