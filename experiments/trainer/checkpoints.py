@@ -5,9 +5,12 @@ leaves none that is half written. What a disk or a hand spoils later shows in th
 checksums: one word per array, saved with it, that any changed bit changes.
 """
 
+import errno
 import logging
 import math
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.trainer.state import TrainState, leaf_names
+from experiments.trainer.state import TrainState, leaf_names, tree_bytes
 
 KEEP = 2
+# Free bytes that a checkpoint must find, as a multiple of its arrays' own.
+_ROOM = 1.05
 
 
 class CheckpointError(OSError):
@@ -44,8 +49,8 @@ class Checkpoints:
         if self._open_manager is None:
             import orbax.checkpoint as ocp
 
-            # Its own account of what it does is not for the run's log.
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            # What goes wrong is raised here too, and then said in one line.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=KEEP, cleanup_tmp_directories=True
             )
@@ -68,13 +73,21 @@ class Checkpoints:
 
         arrays = _without_key(state)
         place = {"data": position, "checksums": _checksums(arrays)}
+        self.wait()
         try:
+            self.folder.mkdir(exist_ok=True)
+            free, need = shutil.disk_usage(self.folder).free, tree_bytes(arrays)
+            if free < need * _ROOM:
+                reason = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes, {need:,} needed"
+                raise CheckpointError(errno.ENOSPC, reason, str(self.folder))
             self._manager.save(
                 int(state.step),
                 args=args.Composite(
                     state=args.StandardSave(arrays), place=args.JsonSave(place)
                 ),
             )
+        except CheckpointError:
+            raise
         except Exception as error:
             raise _plain(error, self.folder) from error
 
@@ -142,13 +155,13 @@ class Checkpoints:
 
 
 def _plain(error: Exception, folder: pathlib.Path) -> CheckpointError:
-    """The errors of a full disk come in many words."""
-    text = str(error)
-    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-        reason = "No space left on device"
-    else:
-        reason = f"{type(error).__name__}: {text}".splitlines()[0][:200]
-    return CheckpointError(0, reason, str(folder))
+    """The system's own word for it, where there is one in what orbax raises."""
+    told = re.search(r"os_error_code='(\d+)'", str(error))
+    code = int(told[1]) if told else getattr(error, "errno", None)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return CheckpointError(
+        code or errno.EIO, os.strerror(code) if code else reason, str(folder)
+    )
 
 
 def _without_key(state: TrainState) -> TrainState:

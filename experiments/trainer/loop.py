@@ -68,7 +68,8 @@ def train(
         return _STATUS[result["reason"]]
     except OSError as error:
         where = error.filename or workdir
-        raise UserError(f"--workdir: {where}: {error.strerror}") from error
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"--workdir: {where}: {reason}") from error
     finally:
         folder.close()
 
@@ -263,11 +264,13 @@ class _Run:
             # One step late: the device has the next step to work on meanwhile.
             if pending:
                 emit(*pending)
-            pending = (done, values) if done % self.log_every == 0 else None
-            save = done in saves or stop
-            if done in due or save:
-                emit(done, values)
                 pending = None
+            save = done in saves or stop
+            if result["reason"] != "diverged":
+                if done in due or save:
+                    emit(done, values)
+                elif done % self.log_every == 0:
+                    pending = (done, values)
             if result["reason"] == "diverged":
                 break
             if save:
