@@ -1,0 +1,244 @@
+"""The figures, each drawn on given axes; notebooks call them too.
+
+Colours follow Okabe and Ito's, which colour-blind readers tell apart, darkened for
+white paper and lightened for a dark page; markers and dashes tell lines apart in print.
+"""
+
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.reporting.methods import Method, mean_losses
+
+INK = "#1b1f24"
+LIGHT = ("#0072b2", "#c44e00", "#008060", "#b0568a", "#3a93c9", "#a87400", "#5c636b")
+DARK = ("#4da3dc", "#f08a3c", "#2cc295", "#e39bc4", "#9ad4f7", "#f0c850", "#aab2bb")
+_DASHES = ("-", "--", "-.", ":")
+MARKERS = "os^DvP*<>ph8"
+_UNITS = {
+    "step": "steps",
+    "tokens": "tokens",
+    "seconds": "seconds of training, without compiling and evaluating",
+}
+_LOSS = "validation loss (nats)"
+_STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": "small",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+class Look(NamedTuple):
+    """How the lines of one method look; `key` is in the ids of its parts."""
+
+    color: str
+    linestyle: str
+    marker: str
+    key: str
+
+
+def look(index: int) -> Look:
+    """The look of a method by its place in the table."""
+    return Look(
+        LIGHT[index % len(LIGHT)],
+        _DASHES[index // len(LIGHT) % len(_DASHES)],
+        MARKERS[index % len(MARKERS)],
+        f"m{index}",
+    )
+
+
+def draw_losses(axes: Axes, methods: Sequence[Method], unit: str = "step") -> None:
+    """Validation loss at the tuned rates, mean and range over the seeds.
+
+    Args:
+      axes: to draw on.
+      methods: from `compare`.
+      unit: `step`, `tokens` or `seconds`.
+    """
+    tops = [0.0]
+    for i, method in enumerate(methods):
+        style = look(i)
+        curves = [{r["step"]: r for r in run.validation()} for run in method.tuned]
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        at = [[curve[step] for curve in curves] for step in steps]
+        x = [statistics.fmean(record[unit] for record in found) for found in at]
+        y = [[record["val_loss"] for record in found] for found in at]
+        means = [statistics.fmean(losses) for losses in y]
+        (line,) = axes.plot(
+            x,
+            means,
+            label=_label(method),
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markevery=max(len(x) // 8, 1),
+            linewidth=1.8,
+            markersize=5,
+        )
+        line.set_gid(f"{style.key}--{unit}-line")
+        if len(curves) > 1 and x:
+            band = axes.fill_between(
+                x,
+                [min(losses) for losses in y],
+                [max(losses) for losses in y],
+                color=style.color,
+                alpha=0.15,
+                linewidth=0,
+            )
+            band.set_gid(f"{style.key}--{unit}-band")
+        if any(run.diverged for run in method.tuned) and x:
+            (end,) = axes.plot(x[-1:], means[-1:], "x", color=style.color, ms=10, mew=2)
+            end.set_gid(f"{style.key}--{unit}-end")
+        starts = [run.initial_loss for run in method.tuned if run.initial_loss]
+        tops.append(min([*starts, max(means, default=0.0)], default=0.0))
+    if max(tops) > 0:
+        axes.set_ylim(top=max(tops) * 1.02)
+    axes.set(xlabel=_UNITS[unit], ylabel=_LOSS)
+
+
+def draw_rates(axes: Axes, methods: Sequence[Method]) -> None:
+    """Final loss against the learning rate: mean and range; diverged runs at the top.
+
+    A loss above that of the start is drawn there, as a cross.
+    """
+    starts = [r.initial_loss for m in methods for r in m.runs if r.initial_loss]
+    losses = [
+        run.loss
+        for method in methods
+        for run in method.runs
+        if run.loss is not None and math.isfinite(run.loss)
+    ]
+    low = min(losses, default=0.0)
+    worst = max(losses, default=1.0)
+    # The room above the worst loss is where lost runs stand.
+    high = min(worst, max(starts)) if starts else worst
+    top = high + 0.06 * max(high - low, 0.1)
+    for i, method in enumerate(methods):
+        style = look(i)
+        found: dict[float, list[float]] = {}
+        lost = []
+        for run in method.runs:
+            if run.loss is not None and run.loss <= high:
+                found.setdefault(run.rate, []).append(run.loss)
+            elif run.loss is not None:
+                lost.append(run.rate)
+        rates = sorted(found)
+        means = [statistics.fmean(found[rate]) for rate in rates]
+        number = method.sensitivity
+        shown = "" if number is None else f" (sensitivity {number:.3f})"
+        bars = axes.errorbar(
+            rates,
+            means,
+            yerr=[
+                [m - min(found[r]) for r, m in zip(rates, means, strict=True)],
+                [max(found[r]) - m for r, m in zip(rates, means, strict=True)],
+            ],
+            label=method.name + shown,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            linewidth=1.8,
+            markersize=6,
+            capsize=3,
+        )
+        for k, part in enumerate(bars.get_children()):
+            part.set_gid(f"{style.key}--rates-{k}")
+        (crosses,) = axes.plot(
+            lost, [top] * len(lost), "x", color=style.color, ms=9, mew=2
+        )
+        crosses.set_gid(f"{style.key}--rates-lost")
+    axes.set_xscale("log")
+    axes.set_ylim(top=top + 0.04 * max(high - low, 0.1))
+    axes.set(xlabel="peak learning rate (cross: diverged)", ylabel="final " + _LOSS)
+
+
+def draw_memory(axes: Axes, methods: Sequence[Method]) -> None:
+    """Final loss at the tuned rate against the bytes of the optimizer's state."""
+    for i, method in enumerate(methods):
+        if method.loss is None or not math.isfinite(method.loss):
+            continue
+        style = look(i)
+        (point,) = axes.plot(
+            [(method.state_bytes or 0) / 1e6],
+            [method.loss],
+            label=method.name,
+            color=style.color,
+            marker=style.marker,
+            linestyle="none",
+            markersize=9,
+        )
+        point.set_gid(f"{style.key}--memory")
+    axes.set(xlabel="optimizer state (MB)", ylabel="final " + _LOSS)
+
+
+def has_rates(methods: Sequence[Method]) -> bool:
+    """Whether a method ended at more than one rate."""
+    return any(len(mean_losses(method.runs)) > 1 for method in methods)
+
+
+def drawings(methods: Sequence[Method]) -> dict[str, tuple[str, Callable]]:
+    """File name -> title and what draws the figure on axes."""
+    made: dict[str, tuple[str, Callable]] = {}
+    for unit, name in (("step", "steps"), ("tokens", "tokens"), ("seconds", "seconds")):
+
+        def draw(axes: Axes, unit: str = unit) -> None:
+            draw_losses(axes, methods, unit)
+
+        made[f"loss_{name}"] = f"Loss against {name}", draw
+    if has_rates(methods):
+        made["rates"] = (
+            "Final loss against learning rate",
+            lambda axes: draw_rates(axes, methods),
+        )
+    made["memory"] = (
+        "Final loss against optimizer state",
+        lambda axes: draw_memory(axes, methods),
+    )
+    return made
+
+
+def figure(*draws: Callable[[Axes], None], legend: bool = True) -> Figure:
+    """A figure with a panel for each drawing, side by side, and one legend."""
+    with mpl.rc_context(_STYLE):
+        made = Figure(figsize=(5.5 * len(draws), 4), layout="constrained")
+        panels = made.subplots(1, len(draws), squeeze=False, sharey=True)[0]
+        for draw, panel in zip(draws, panels, strict=True):
+            draw(panel)
+            panel.label_outer()
+        handles, labels = panels[0].get_legend_handles_labels()
+        if legend and handles:
+            many = len(handles) > 4
+            place = {"loc": "outside right upper"} if many else {"loc": "upper right"}
+            (made if many else panels[-1]).legend(handles, labels, **place)
+    return made
+
+
+def svg(made: Figure, salt: str) -> str:
+    """The figure as SVG text that is the same each time."""
+    file = io.StringIO()
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": salt}):
+        made.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _label(method: Method) -> str:
+    lost = sum(run.diverged for run in method.tuned)
+    end = ", diverged" if lost else ""
+    return f"{method.name} (rate {method.rate:g}){end}"

@@ -1,0 +1,152 @@
+"""Methods compared: each at its best rate, over its seeds, against a baseline."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.config import UserError, nearest
+from experiments.reporting.runs import Run
+
+
+class Method(NamedTuple):
+    """All runs of one method, and its numbers at the tuned rate.
+
+    Attributes:
+      name: as the runs have it.
+      runs: all of them, by rate and seed.
+      rate: that with the lowest mean loss over the seeds.
+      loss: this mean, in nats; infinite if a seed diverged, None if none has finished.
+      spread: standard deviation (n - 1) over the seeds, None for a single one.
+      steps_to: steps to the baseline's loss, mean over the seeds; None if not reached.
+      seconds_to: seconds of training to it.
+      sensitivity: to the learning rate; None for fewer than two rates.
+      state_bytes: of the optimizer's state.
+      step_seconds: the median.
+    """
+
+    name: str
+    runs: list[Run]
+    rate: float
+    loss: float | None
+    spread: float | None
+    steps_to: float | None
+    seconds_to: float | None
+    sensitivity: float | None
+    state_bytes: int | None
+    step_seconds: float | None
+
+    @property
+    def tuned(self) -> list[Run]:
+        """The runs at the tuned rate."""
+        return [run for run in self.runs if run.rate == self.rate]
+
+    @property
+    def diverged(self) -> int:
+        """How many runs diverged."""
+        return sum(run.diverged for run in self.runs)
+
+
+def compare(
+    runs: Sequence[Run], baseline: str | None = None
+) -> tuple[list[Method], Method]:
+    """Gathers runs into methods.
+
+    Args:
+      runs: from `load_runs`.
+      baseline: a method or an optimizer by name; the best of an optimizer's methods is
+        taken. AdamW if not given, else the first method.
+
+    Returns:
+      The methods by name, and which of them is the baseline.
+
+    Raises:
+      UserError: if there is no such baseline.
+    """
+    grouped = defaultdict(list)
+    for run in runs:
+        grouped[run.name].append(run)
+    methods = [_method(name, grouped[name]) for name in sorted(grouped)]
+    base = _baseline(methods, baseline)
+    return [_reaching(method, base.loss) for method in methods], base
+
+
+def _baseline(methods: list[Method], wanted: str | None) -> Method:
+    name = wanted or "adamw"
+    found = [
+        method
+        for method in methods
+        if name in (method.name, method.runs[0].config["optimizer"]["name"])
+    ]
+    if wanted and not found:
+        known = [method.name for method in methods]
+        raise UserError(
+            f"--baseline: given {wanted!r}, allowed {'; '.join(known)}"
+            f"{nearest(wanted, known)}"
+        )
+    finished = [method for method in found if method.loss is not None]
+    return min(finished or found or methods[:1], key=lambda m: m.loss or math.inf)
+
+
+def _method(name: str, runs: list[Run]) -> Method:
+    runs = sorted(runs, key=lambda run: (run.rate, run.config["seed"]))
+    means = mean_losses(runs)
+    rate = min(means, key=lambda r: (means[r], r)) if means else runs[0].rate
+    tuned = [run for run in runs if run.rate == rate]
+    losses = [run.loss for run in tuned if run.loss is not None]
+    several = len(losses) > 1 and math.isfinite(sum(losses))
+    times = [r["step_seconds"] for run in tuned for r in run.records]
+    return Method(
+        name=name,
+        runs=runs,
+        rate=rate,
+        loss=means.get(rate),
+        spread=statistics.stdev(losses) if several else None,
+        steps_to=None,
+        seconds_to=None,
+        sensitivity=sensitivity(runs),
+        state_bytes=tuned[0].result.get("optimizer_state_bytes"),
+        step_seconds=statistics.median(times) if times else None,
+    )
+
+
+def mean_losses(runs: Sequence[Run]) -> dict[float, float]:
+    """Rate -> mean final loss over the seeds that have ended; infinite for one lost."""
+    losses = defaultdict(list)
+    for run in runs:
+        if run.loss is not None:
+            losses[run.rate].append(run.loss)
+    return {rate: statistics.fmean(found) for rate, found in losses.items()}
+
+
+def sensitivity(runs: Sequence[Run]) -> float | None:
+    """How much is lost by a wrong rate: mean over the rates less the least.
+
+    The mean over a log-spaced grid of `min(loss(rate), loss at the start)` minus its
+    minimum (Wortsman et al., arXiv 2309.14322, section 2.2); a diverged run counts as
+    the loss at the start.
+    """
+    capped = defaultdict(list)
+    for run in runs:
+        if run.loss is not None and run.initial_loss is not None:
+            capped[run.rate].append(min(run.loss, run.initial_loss))
+    if len(capped) < 2:
+        return None
+    means = [statistics.fmean(losses) for losses in capped.values()]
+    return statistics.fmean(means) - min(means)
+
+
+def _reaching(method: Method, target: float | None) -> Method:
+    """The method with its steps and seconds to a loss."""
+    reached = [
+        next((r for r in run.validation() if r["val_loss"] <= target), None)
+        for run in method.tuned
+        if target is not None
+    ]
+    if not reached or None in reached:
+        return method
+    return method._replace(
+        steps_to=statistics.fmean(record["step"] for record in reached),
+        seconds_to=statistics.fmean(record["seconds"] for record in reached),
+    )
