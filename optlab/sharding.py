@@ -31,9 +31,7 @@ from optlab.roles import path_name
 Rules = Sequence[tuple[str, Any]]
 
 
-def make_mesh(
-    axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with named axes that the compiler shards over by itself.
 
     Axes are `AxisType.Auto`; jax's default, Explicit, raises on products of sharded
@@ -230,7 +228,7 @@ def state_specs(
 
 
 def _factor_spec(
-    shape: tuple[int, ...], own: tuple[int, ...], layout: Any, distribute: Any
+    shape: Sequence[int], own: Sequence[int], layout: Any, distribute: Any
 ) -> P:
     """Where `OverMesh` takes and leaves a factor `(stack..., x, y)`."""
     stacked = len(shape) > 2 and shape[0] == own[0]

@@ -1,0 +1,117 @@
+"""Sharded steps of every registry entry over one small tree, for several tests."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optlab
+from optlab import sharding
+from optlab.registry import get
+from tests.conformance import SMALLER, extras
+
+# Stacks that eight devices divide, and a stack and columns that they do not.
+SHAPES = {
+    "embed": (16, 8),
+    "layers": {"bias": (8, 16), "up": {"kernel": (8, 8, 16)}},
+    "odd": {"kernel": (3, 8, 5)},
+}
+ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
+SEEDS = (1, 2, 3)  # of the gradients of each step
+
+# Name -> mesh, axes of the matrix work, rules.
+LAYOUTS = {
+    "fsdp": ({"data": 8}, ("data",), sharding.fsdp_rules),
+    "tensor_parallel": ({"model": 8}, ("model",), sharding.tensor_parallel_rules),
+    "both": (
+        {"data": 4, "model": 2},
+        ("data", "model"),
+        lambda mesh: sharding.tensor_parallel_rules(mesh, "model", "data"),
+    ),
+}
+
+
+def arrays(shapes, dtype=jnp.float32, seed=0):
+    """Random arrays of those shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.standard_normal(shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def make(name, learning_rate=1e-2, roles=ROLES, **kwargs):
+    """The entry, with those arguments that it has."""
+    factory = get(name).factory
+    # In float32 SOAP divides rounding by rounding in null spaces, but for its eps.
+    own = SMALLER.get(name, {}) | ({"eps": 1e-3} if name == "soap" else {})
+    offered = {**own, "roles": roles, **kwargs}
+    accepted = inspect.signature(factory).parameters
+    return factory(learning_rate, **{k: v for k, v in offered.items() if k in accepted})
+
+
+# Most of these tests' time is the compiler's.
+jit_quickly = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def stepper(name, tx):
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params, **extras(name, grads))
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def follow(step, params, state, gradients):
+    for grads in gradients:
+        params, state = step(grads, state, params)
+    return params, state
+
+
+def place(mesh, rules, tree):
+    return jax.device_put(
+        tree, sharding.to_shardings(mesh, sharding.param_specs(tree, rules))
+    )
+
+
+def laid_out(layout):
+    axes, over, rules = LAYOUTS[layout]
+    mesh = sharding.make_mesh(axes)
+    return mesh, sharding.over_mesh(mesh, over), rules(mesh)
+
+
+def pinned(name, tx, params, distribute):
+    """The compiled step with its layouts pinned on both sides, and the first state."""
+    state = sharding.init_state(tx, params, distribute=distribute)
+    layouts = jax.tree.map(lambda x: x.sharding, (params, state))
+    step = jit_quickly(stepper(name, tx), donate_argnums=(1, 2), out_shardings=layouts)
+    return step, state
+
+
+def fresh(tree):
+    """Copies, for a step that takes its arguments' memory."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def close(tolerance):
+    def compare(tree, expected):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance),
+            *(tree, expected),
+        )
+
+    return compare
+
+
+def shapes_of(tree):
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+        tree,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )

@@ -1,0 +1,188 @@
+"""What moves between devices in a step, counted in the compiled text."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import optlab
+from experiments.compiled import Program
+from experiments.flops import count_flops
+from optlab import sharding
+from tests.sharded import make, shapes_of
+
+STACKED = {
+    "layers": {
+        **{k: (8, 64, 64) for k in ("query", "key", "value", "out")},
+        "gate": (8, 64, 128),
+        "up": (8, 64, 128),
+        "down": (8, 128, 64),
+    }
+}
+UNEVEN = jax.tree.map(
+    lambda s: (6, *s[1:]), STACKED, is_leaf=lambda x: isinstance(x, tuple)
+)
+SEPARATE = {
+    f"layer{i}": {"query": (64, 64), "up": (64, 128), "down": (128, 64)}
+    for i in range(3)
+}
+BUCKETS = 3  # 64x64, 64x128, 128x64
+LARGE = 4096
+
+
+def large(collectives):
+    """Those over 4096 elements, on one device or all together."""
+    return [c for c in collectives if c.elements > LARGE]
+
+
+def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
+    params = shapes_of(tree)
+    distribute = sharding.over_mesh(mesh, axes)
+    roles = optlab.default_roles(("^layers/",))
+    tx = make(name, roles=roles, distribute=distribute, **kwargs)
+    specs = sharding.param_specs(params, rules)
+    state = sharding.state_specs(tx, params, specs, distribute=distribute)
+    own, kept = (sharding.to_shardings(mesh, s) for s in (specs, state))
+    step = jax.jit(
+        tx.update,
+        in_shardings=(own, kept, own),
+        out_shardings=(own, kept),
+        donate_argnums=1,
+    )
+    shapes = (params, jax.eval_shape(tx.init, params), params)
+    return Program(step.lower(*shapes).compile().as_text()).collectives()
+
+
+@pytest.mark.parametrize(
+    ("name", "tree", "most"),
+    [
+        ("root", STACKED, 6),
+        ("root", UNEVEN, 6),
+        # Three of 64x64, padded to eight, are 4096 elements a device and no more.
+        ("root", SEPARATE, 4),
+        ("lanton", STACKED, 9),
+        ("lanton", UNEVEN, 9),
+        ("lanton", SEPARATE, 6),
+        ("cosmos", STACKED, 6),
+        ("cosmos", UNEVEN, 6),
+        ("soap", STACKED, 6),
+        ("soap", UNEVEN, 6),
+    ],
+)
+def test_two_or_three_large_collectives_a_bucket_under_jit(name, tree, most):
+    mesh = sharding.make_mesh({"data": 8})
+    rules = ((".*", lambda shape: P(*(None,) * (len(shape) - 2), "data", None)),)
+    found = compiled_over_mesh(name, tree, mesh, "data", rules)
+    assert not [c for c in found if c.in_loop]
+    assert len(large(found)) == most <= 3 * BUCKETS
+    assert {c.kind for c in large(found)} == {"all-to-all"}
+    # What else there is are numbers, one a layer.
+    small = [c.elements for c in found if c.kind != "all-to-all"]
+    assert sum(small) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("root", "pmap"),
+        ("lanton", "pmap"),
+        ("cosmos", "pmap"),
+        ("root", "shard_map"),
+        ("lanton", "shard_map"),
+        ("soap", "shard_map"),
+    ],
+)
+def test_one_gather_a_result_on_a_named_axis(name, way):
+    params = shapes_of(STACKED)
+    roles = optlab.default_roles(("^layers/",))
+    tx = make(name, roles=roles, distribute=sharding.over_axis("data"))
+    state = jax.eval_shape(tx.init, params)
+    if way == "pmap":
+        step = jax.pmap(tx.update, "data")
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype),
+            (params, state, params),
+        )
+    else:
+        mesh = sharding.make_mesh({"data": 8})
+        step = jax.jit(
+            jax.shard_map(
+                tx.update, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+            )
+        )
+        shapes = (params, state, params)
+    found = Program(step.lower(*shapes).compile().as_text()).collectives()
+    assert found and not [c for c in found if c.in_loop]
+    factors = {"cosmos": 3, "soap": 5}.get(name, 0)
+    assert len(large(found)) <= BUCKETS * (1 + factors)
+    if not factors:
+        assert len(large(found)) <= 3 * BUCKETS
+    assert {c.kind for c in found} == {"all-gather"}
+
+
+@pytest.mark.parametrize("name", ["root", "lanton", "cosmos", "soap", "scion"])
+def test_matrix_work_is_divided_by_the_devices(name):
+    params = shapes_of(STACKED)
+    roles = optlab.default_roles(("^layers/",))
+    mesh = sharding.make_mesh({"data": 8})
+
+    def work(distribute, wrap=lambda f: f):
+        tx = make(name, roles=roles, distribute=distribute)
+        state = jax.eval_shape(tx.init, params)
+        flops = count_flops(wrap(tx.update), params, state, params)
+        return flops.matmul + flops.factorization
+
+    one = work(None)
+    named = work(
+        sharding.over_axis("data"),
+        lambda f: jax.shard_map(
+            f, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+        ),
+    )
+    # Counted over all devices: 1.15 of one device's is 1.15/8 on each.
+    for eight in (work(sharding.over_mesh(mesh, "data")), named):
+        assert one <= eight <= 1.15 * one
+
+
+def test_matrix_work_stays_within_a_slice():
+    mesh = sharding.make_mesh({"slice": 2, "data": 4})
+    rules = sharding.fsdp_rules(mesh)
+    found = compiled_over_mesh("root", STACKED, mesh, "data", rules)
+    assert len(large(found)) == 2 * BUCKETS
+    slices = [{d.id for d in row} for row in mesh.devices]
+    for collective in found:
+        assert collective.groups
+        for group in collective.groups:
+            assert any(set(group) <= one for one in slices)
+
+
+def test_tensor_parallel_state_never_gathers_in_a_loop():
+    mesh = sharding.make_mesh({"data": 4, "model": 2})
+    rules = sharding.tensor_parallel_rules(mesh, "model", "data")
+    found = compiled_over_mesh("root", STACKED, mesh, ("data", "model"), rules)
+    assert not [c for c in found if c.in_loop]
+
+
+def test_collectives_in_loops_are_found_and_counted():
+    mesh = sharding.make_mesh({"data": 4, "model": 2})
+
+    def looped(x):
+        def body(x, _):
+            return jax.lax.psum(jnp.sin(x @ x), "model") / 2, None
+
+        return jax.lax.scan(body, x, None, length=7)[0]
+
+    step = jax.shard_map(looped, mesh=mesh, in_specs=P(), out_specs=P())
+    text = jax.jit(step).lower(jnp.ones((8, 8))).compile().as_text()
+    (found,) = Program(text).collectives()
+    assert found.kind == "all-reduce" and found.in_loop and found.trips == 7
+    assert found.elements == 64 and found.bytes == 256
+    assert found.groups == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert Program(text).matmul_flops() == 7 * 2 * 8**3
+
+
+def test_optax_muon_under_the_same_layout_moves_far_more_often():
+    mesh = sharding.make_mesh({"data": 8})
+    rules = sharding.fsdp_rules(mesh)
+    found = compiled_over_mesh("muon", STACKED, mesh, "data", rules)
+    assert len(large(found)) > 60

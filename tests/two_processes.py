@@ -1,0 +1,48 @@
+"""One of two processes that take sharded steps together over gloo.
+
+    python -m tests.two_processes ADDRESS RANK FILE NAME...
+
+The first process writes the parameters after the steps to FILE, one array a leaf.
+"""
+
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from optlab import sharding
+from tests.sharded import SEEDS, SHAPES, arrays, follow, make, pinned
+
+
+def main(address, rank, file, methods):
+    jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
+    mesh = sharding.make_mesh({"data": -1})
+    rules = sharding.fsdp_rules(mesh)
+    distribute = sharding.over_mesh(mesh, "data")
+
+    def place(tree):
+        # No process holds the whole of an array.
+        layouts = sharding.to_shardings(mesh, sharding.param_specs(tree, rules))
+        return jax.tree.map(
+            lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
+            jax.tree.map(np.asarray, tree),
+            layouts,
+        )
+
+    found = {}
+    for name in methods:
+        tx = make(name, distribute=distribute)
+        params = place(arrays(SHAPES, np.float64))
+        step, state = pinned(name, tx, params, distribute)
+        gradients = [place(arrays(SHAPES, np.float64, seed)) for seed in SEEDS]
+        result, _ = follow(step, params, state, gradients)
+        whole = multihost_utils.process_allgather(result, tiled=True)
+        for i, leaf in enumerate(jax.tree.leaves(whole)):
+            found[f"{name}/{i}"] = leaf
+    if jax.process_index() == 0:
+        np.savez(file, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], sys.argv[4:])
