@@ -16,7 +16,9 @@ from experiments import config as configs
 # Name -> module with `run(out)`, which gets the folder and returns the exit status.
 SUITES = {
     "catalogue": "experiments.benchmark.catalogue",
+    "orthogonalize": "experiments.benchmark.orthogonalize",
     "scaling": "experiments.benchmark.scaling",
+    "step": "experiments.benchmark.step",
 }
 MODULES = {name: importlib.import_module(path) for name, path in SUITES.items()}
 

@@ -1,0 +1,155 @@
+"""An optimizer's step beside AdamW's and optax's Muon's: compiling, time, memory.
+
+The parameters are the blocks of a LLaMA as separate leaves, seven matrices and two
+norms a layer, without the embeddings.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import optlab
+from experiments.benchmark import timing
+from experiments.benchmark.catalogue import optimizer
+from experiments.flops import count_flops
+from experiments.models.llama import SIZES
+
+_MODEL = flags.DEFINE_string("model", "130M", f"shapes: {', '.join(SIZES)}")
+_LAYERS = flags.DEFINE_integer("layers", 1, "layers of the steps that are timed")
+_COMPILED_LAYERS = flags.DEFINE_integer(
+    "compiled_layers", 12, "layers of the programs whose compilation is timed"
+)
+_RUNS = flags.DEFINE_integer("runs", 5, "runs in turns, of which the median counts")
+
+COLUMNS = (
+    "optimizer",
+    "compile, s",
+    "/ muon",
+    "step, ms",
+    "/ adamw",
+    "/ muon",
+    "GFLOPs",
+    "/ muon",
+    "roofline share",
+    "state, MB",
+    "temporary, MB",
+    "/ muon",
+)
+
+
+def blocks(name: str, layers: int):
+    """The blocks of a LLaMA as separate matrices and vectors."""
+    size = SIZES[name]
+    width, hidden = size.width, size.hidden
+    shapes = dict.fromkeys(("query", "key", "value", "out"), (width, width))
+    shapes |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    shapes |= dict.fromkeys(("attention_norm", "mlp_norm"), (width,))
+    return [
+        {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+        for _ in range(layers)
+    ]
+
+
+class Step:
+    """One optimizer's update, as a function of gradients, state and parameters."""
+
+    def __init__(self, name: str):
+        self._tx = optimizer(name, roles=optlab.default_roles())
+        self._needs = optlab.registry.get(name).needs
+        self._needs = self._needs({}) if callable(self._needs) else self._needs
+
+    def __call__(self, grads, state, params):
+        """The updates and the new state."""
+        extra = dict.fromkeys(self._needs, grads)
+        return self._tx.update(grads, state, params, **extra)
+
+    def arguments(self, params):
+        """Shapes of the arguments."""
+        return params, jax.eval_shape(self._tx.init, params), params
+
+    def bound(self, params):
+        """The compiled step on random gradients, its state past the first step."""
+        rng = np.random.default_rng(0)
+        values = jax.tree.map(
+            lambda p: jnp.asarray(rng.standard_normal(p.shape, np.float32)), params
+        )
+        step = jax.jit(self)
+        _, state = step(values, self._tx.init(values), values)
+        return lambda: step(values, state, values)
+
+
+def compiled(steps: dict[str, Step], params, runs: int):
+    """Median seconds to compile, and temporary bytes, of each."""
+    seconds, memory = {name: [] for name in steps}, {}
+    for _ in range(runs):
+        for name, step in steps.items():
+            jax.clear_caches()
+            start = time.perf_counter()
+            program = jax.jit(step).lower(*step.arguments(params)).compile()
+            seconds[name].append(time.perf_counter() - start)
+            analysis = program.memory_analysis()
+            memory[name] = analysis.temp_size_in_bytes if analysis else float("nan")
+    return {name: float(np.median(s)) for name, s in seconds.items()}, memory
+
+
+def run(out: pathlib.Path) -> int:
+    """Writes step.csv, step.md and step.png into `out`."""
+    steps = {name: Step(name) for name in optlab.registry.names()}
+    large = blocks(_MODEL.value, _COMPILED_LAYERS.value)
+    compiling, memory = compiled(steps, large, min(_RUNS.value, 3))
+    small = blocks(_MODEL.value, _LAYERS.value)
+    functions = {name: step.bound(small) for name, step in steps.items()}
+    times = timing.interleaved(functions | timing.products(), _RUNS.value)
+    rate = timing.roofline(times)
+    counts, rows = {}, []
+    for name, step in steps.items():
+        arguments = step.arguments(small)
+        counts[name] = count_flops(step, *arguments, cheapest_branch=True).total
+    for name, step in steps.items():
+        state = jax.tree.leaves(step.arguments(large)[1])
+        held = sum(x.size * x.dtype.itemsize for x in state)
+        rows.append(
+            (
+                name,
+                f"{compiling[name]:.2f}",
+                f"{compiling[name] / compiling['muon']:.2f}",
+                f"{1e3 * times[name]:.0f}",
+                f"{times[name] / times['adamw']:.1f}",
+                f"{times[name] / times['muon']:.2f}",
+                f"{counts[name] / 1e9:.1f}",
+                f"{counts[name] / counts['muon']:.2f}",
+                f"{counts[name] / times[name] / rate:.2f}",
+                f"{held / 1e6:.0f}",
+                f"{memory[name] / 1e6:.0f}",
+                f"{memory[name] / memory['muon']:.2f}",
+            )
+        )
+    command = (
+        f"python -m experiments.benchmark --suite=step --model={_MODEL.value} "
+        f"--layers={_LAYERS.value} --compiled_layers={_COMPILED_LAYERS.value} "
+        f"--runs={_RUNS.value}"
+    )
+    heading = (
+        f"Made by `{command}` on {timing.machine()}.\n"
+        "float32; `muon` and `adamw` are optax's. Time, FLOPs and share of the "
+        f"roofline ({rate / 1e9:.0f} GFLOP/s,\nthe fastest plain product in the same "
+        f"turns) are of {_LAYERS.value} layer(s), on a step that makes no basis anew;\n"
+        f"compiling, state and temporary memory of {_COMPILED_LAYERS.value}."
+    )
+    timing.write(out / "step", heading, COLUMNS, rows)
+    timing.bars(
+        out / "step.png",
+        list(steps),
+        {
+            "compile time": [compiling[k] / compiling["muon"] for k in steps],
+            "step time": [times[k] / times["muon"] for k in steps],
+            "FLOPs": [counts[k] / counts["muon"] for k in steps],
+            "temporary memory": [memory[k] / memory["muon"] for k in steps],
+        },
+        "optax's Muon",
+    )
+    return 0

@@ -1,0 +1,91 @@
+"""Times of compiled functions side by side, and the table that they go into."""
+
+import csv
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use("agg")
+
+# A large product is not every machine's fastest.
+_SIDES = (768, 1024, 2048)
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], runs: int
+) -> dict[str, float]:
+    """The median seconds of each, called in turns, so that load falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(runs):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def products() -> dict[str, Callable[[], jax.Array]]:
+    """Plain float32 products, to be timed among the others as their roofline."""
+    multiply = jax.jit(lambda a: jnp.matmul(a, a.mT, precision="highest"))
+    squares = {f"product {n}": jnp.ones((n, n), jnp.float32) for n in _SIDES}
+    jax.block_until_ready([multiply(x) for x in squares.values()])
+    return {name: partial(multiply, x) for name, x in squares.items()}
+
+
+def roofline(times: Mapping[str, float]) -> float:
+    """FLOPs a second of the fastest of `products()`."""
+    return max(2 * n**3 / times[f"product {n}"] for n in _SIDES)
+
+
+def machine() -> str:
+    """The device that the numbers belong to."""
+    device = jax.devices()[0]
+    return f"{device.platform} ({device.device_kind}), jax {jax.__version__}"
+
+
+def write(
+    path: pathlib.Path,
+    heading: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> None:
+    """Writes `path`.csv and `path`.md under its heading, and prints the table."""
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    lines = [columns, ["---"] * len(columns), *rows]
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    path.with_suffix(".md").write_text(f"{heading}\n\n{body}")
+    table = Table(*columns)
+    for line in rows:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def bars(
+    path: pathlib.Path,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    reference: str,
+) -> None:
+    """Draws ratios as bars on a logarithmic axis, one panel a series."""
+    figure, axes = plt.subplots(
+        1, len(series), figsize=(3.2 * len(series), 0.3 * len(names) + 1.2), sharey=True
+    )
+    for axis, (title, values) in zip(np.atleast_1d(axes), series.items(), strict=True):
+        axis.barh(names, values)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_title(title)
+        axis.set_xlabel(f"ratio to {reference}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

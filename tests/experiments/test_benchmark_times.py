@@ -1,0 +1,79 @@
+"""The suites that time, on small shapes: what they write, and what they count."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import optlab
+from experiments.benchmark import orthogonalize, step, timing
+
+
+@pytest.fixture
+def parsed():
+    """The flags as if a command line had been read."""
+    before = flags.FLAGS.is_parsed()
+    flags.FLAGS.mark_as_parsed()
+    yield
+    if not before:
+        flags.FLAGS.unparse_flags()
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_interleaved_takes_turns_and_medians():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.interleaved(functions, 3)
+    assert calls == list("ababab")
+    assert set(times) == {"a", "b"}
+    assert all(seconds >= 0 for seconds in times.values())
+
+
+@pytest.mark.usefixtures("parsed")
+def test_the_suite_of_orthogonalization(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "_SIDES", (16,))
+    with flagsaver.flagsaver(width=16, hidden=48, turns=1):
+        assert orthogonalize.run(tmp_path) == 0
+    rows = rows_of(tmp_path / "orthogonalize.csv")
+    assert len(rows) == 18
+    assert {row["shape"] for row in rows} == {"16 x 16", "16 x 48", "48 x 16"}
+    assert (tmp_path / "orthogonalize.png").stat().st_size > 0
+    assert "--suite=orthogonalize" in (tmp_path / "orthogonalize.md").read_text()
+
+
+@pytest.mark.usefixtures("parsed")
+def test_the_suite_of_steps(tmp_path, monkeypatch):
+    def blocks(name, layers):
+        assert name == "130M"
+        shapes = {"query": (8, 8), "up": (8, 24), "norm": (8,)}
+        return [
+            {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+        ] * layers
+
+    monkeypatch.setattr(step, "blocks", blocks)
+    monkeypatch.setattr(timing, "_SIDES", (16,))
+    names = ["adamw", "muon", "root"]
+    monkeypatch.setattr(optlab.registry, "names", lambda: names)
+    with flagsaver.flagsaver(layers=1, compiled_layers=1, runs=1):
+        assert step.run(tmp_path) == 0
+    rows = rows_of(tmp_path / "step.csv")
+    assert [row["optimizer"] for row in rows] == names
+    # Counted, not timed: AdamW holds two moments, ROOT one on its matrices.
+    assert float(rows[0]["GFLOPs"]) < float(rows[1]["GFLOPs"]) + 0.1
+    assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_the_blocks_of_a_llama():
+    layers = 3
+    leaves = jax.tree.leaves(step.blocks("130M", layers))
+    assert len(leaves) == 9 * layers
+    matrices = sorted(x.shape for x in leaves if len(x.shape) == 2)
+    assert len(matrices) == 7 * layers
+    assert set(matrices) == {(768, 768), (768, 2048), (2048, 768)}
