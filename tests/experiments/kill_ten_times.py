@@ -66,7 +66,7 @@ def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> i
     Returns:
       The exit status, below 0 where a signal ended it.
     """
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     with start(words) as run:
         try:
             begun = last_step(folder)
@@ -79,7 +79,7 @@ def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> i
                 time.sleep(0.001)
             time.sleep(random.random() * 0.05)
             run.send_signal(number)
-            run.communicate(timeout=120)
+            run.communicate(timeout=400)
         finally:
             run.kill()
     return run.returncode
@@ -88,7 +88,7 @@ def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> i
 def finish(words: list[str]) -> None:
     """Runs to the end."""
     with start(words) as run:
-        _, said = run.communicate(timeout=300)
+        _, said = run.communicate(timeout=600)
     if run.returncode:
         raise RuntimeError(said)
 

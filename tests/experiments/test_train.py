@@ -152,7 +152,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path, number, status, reason):
         words, stderr=subprocess.PIPE, text=True, env=environment
     ) as run:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 400
             while not (folder / "metrics.jsonl").exists() or not (
                 (folder / "metrics.jsonl").stat().st_size
             ):
@@ -167,7 +167,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path, number, status, reason):
                 assert "is in use" in second.stderr
                 assert len(second.stderr.splitlines()) == 1
             run.send_signal(number)
-            _, said = run.communicate(timeout=60)
+            _, said = run.communicate(timeout=400)
         finally:
             run.kill()
     assert run.returncode == status
