@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import optlab
+from experiments.flops import count_flops
 from tests.golden import follow, load
 
 
@@ -164,3 +165,30 @@ def test_mu_dtype_is_the_momentums():
 def test_the_transform_alone_names_the_leaf_that_is_no_matrix():
     with pytest.raises(ValueError, match=r"'bias' of shape .* is no hidden matrix"):
         optlab.scale_by_cosmos().init({"bias": jnp.zeros(3)})
+
+
+def test_the_program_does_not_grow_with_depth():
+    rule = optlab.default_roles(stacked=("layers/",))
+    tx = optlab.cosmos(1e-2, roles=rule)
+
+    def size(depth):
+        shapes = {"up": (depth, 8, 24), "down": (depth, 24, 8)}
+        params = {"layers": {k: jnp.zeros(s) for k, s in shapes.items()}}
+        return str(jax.make_jaxpr(tx.update)(params, tx.init(params), params)).count(
+            "\n"
+        )
+
+    assert abs(size(2) - size(64)) <= 2
+
+
+def test_a_steady_step_costs_little_over_roots():
+    """The seven matrices of a LLaMA-130M block, with the same coefficients."""
+    shapes = [(768, 768)] * 4 + [(768, 2048)] * 2 + [(2048, 768)]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def flops(tx):
+        state = jax.eval_shape(tx.init, params)
+        return count_flops(tx.update, params, state, params, cheapest_branch=True).total
+
+    ours = flops(optlab.cosmos(1e-2, rank=64))
+    assert ours < 1.1 * flops(optlab.root(1e-2, ns_coeffs="muon"))

@@ -127,3 +127,17 @@ def test_the_threshold_goes_before_cosmos():
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     rms = jnp.sqrt(jnp.mean(updates["w"] ** 2))
     np.testing.assert_allclose(rms, 1e-2, rtol=1e-5)
+
+
+def test_the_program_does_not_grow_with_depth():
+    rule = optlab.default_roles(stacked=("layers/",))
+    tx = optlab.root(1e-2, roles=rule)
+
+    def size(depth):
+        shapes = {"up": (depth, 8, 24), "down": (depth, 24, 8)}
+        params = {"layers": {k: jnp.zeros(s) for k, s in shapes.items()}}
+        return str(jax.make_jaxpr(tx.update)(params, tx.init(params), params)).count(
+            "\n"
+        )
+
+    assert abs(size(2) - size(64)) <= 2
