@@ -13,6 +13,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from experiments.reporting.methods import Method, mean_losses
 
@@ -33,7 +34,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.grid": True,
-    "grid.alpha": 0.3,
+    "grid.alpha": 0.15,
     "grid.color": INK,
     "legend.frameon": False,
     "legend.fontsize": "small",
@@ -110,6 +111,8 @@ def draw_losses(axes: Axes, methods: Sequence[Method], unit: str = "step") -> No
     if max(tops) > 0:
         axes.set_ylim(top=max(tops) * 1.02)
     axes.set(xlabel=_UNITS[unit], ylabel=_LOSS)
+    if unit == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
 
 
 def draw_rates(axes: Axes, methods: Sequence[Method]) -> None:

@@ -1,0 +1,257 @@
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from experiments import config as configs
+from experiments import report
+from experiments.reporting import figures, methods, page
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def run(folder, name, rate, losses, *, seed=0, start=5.0, reason="completed", **own):
+    """A run: a loss every ten steps of half a second, from the tenth on."""
+    folder = folder / f"{name}-{rate}-{seed}-{len(own)}"
+    folder.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "optimizer": {"name": name, "learning_rate": rate, "kwargs": own},
+        "schedule": {"name": "cosine", "kwargs": {}},
+        "train": {"steps": 30, "eval_every": 10},
+    }
+    records = [
+        {"step": 1, "loss": start, "tokens": 8, "step_seconds": 0.9, "seconds": 0.5}
+    ]
+    for i, loss in enumerate(losses, 1):
+        record = {"step": 10 * i, "loss": loss, "val_loss": loss, "tokens": 80 * i}
+        records.append(record | {"step_seconds": 0.5, "seconds": 5.0 * i})
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in records)
+    )
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    result = {
+        "val_loss": losses[-1] if losses and reason != "diverged" else None,
+        "best_val_loss": min(losses, default=None),
+        "steps": 10 * len(losses),
+        "seconds": 5.0 * len(losses),
+        "optimizer_state_bytes": 1_000_000 * len(name),
+        "peak_memory_bytes": 7,
+        "reason": reason,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """AdamW at three rates, the best with two seeds; SGD at two, one diverged."""
+    run(tmp_path, "adamw", 0.1, [4.0, 3.0, 3.0])
+    run(tmp_path, "adamw", 0.2, [4.0, 3.0, 2.0])
+    run(tmp_path, "adamw", 0.2, [4.0, 2.3, 2.2], seed=1)
+    run(tmp_path, "adamw", 0.4, [6.0, 7.0, 7.0])
+    run(tmp_path, "sgd", 0.1, [2.5, 2.1, 1.9])
+    run(tmp_path, "sgd", 1.0, [4.5], reason="diverged")
+    return report.load_runs([tmp_path])
+
+
+def test_the_numbers_are_those_worked_out_by_hand(runs):
+    (adamw, sgd), base = methods.compare(runs)
+    assert [adamw.name, sgd.name] == ["adamw, cosine", "sgd, cosine"]
+    assert base.name == adamw.name
+    assert (adamw.rate, sgd.rate) == (0.2, 0.1)
+    assert adamw.loss == pytest.approx(2.1)
+    assert adamw.spread == pytest.approx(math.sqrt(0.02))  # 2 * 0.1**2 / (2 - 1)
+    assert sgd.spread is None
+    # To 2.1: SGD at step 20, after 10 seconds; one of AdamW's seeds never.
+    assert (sgd.steps_to, sgd.seconds_to) == (20, 10.0)
+    assert adamw.steps_to is None
+    # Means of 3, 2.1 and 5 (7 is above the start), and of 1.9 and 5, less the least.
+    assert adamw.sensitivity == pytest.approx((3 + 2.1 + 5) / 3 - 2.1)
+    assert sgd.sensitivity == pytest.approx((1.9 + 5) / 2 - 1.9)
+    assert (adamw.diverged, sgd.diverged) == (0, 1)
+    assert adamw.state_bytes == 5_000_000
+    assert adamw.step_seconds == 0.5
+    (adamw, _), base = methods.compare(runs, "sgd")
+    assert base.name == "sgd, cosine"
+    assert adamw.steps_to is None
+    with pytest.raises(configs.UserError, match=r"--baseline: given 'sdg'"):
+        methods.compare(runs, "sdg")
+
+
+def test_a_seed_that_diverged_makes_a_rate_the_worst(tmp_path):
+    run(tmp_path, "adamw", 0.1, [3.0])
+    run(tmp_path, "adamw", 0.2, [1.0])
+    run(tmp_path, "adamw", 0.2, [4.0], seed=1, reason="diverged")
+    run(tmp_path, "adamw", 0.4, [0.5], reason="interrupted")
+    (adamw,), _ = methods.compare(report.load_runs([tmp_path]))
+    assert adamw.rate == 0.1
+    assert adamw.loss == 3.0
+    assert adamw.sensitivity == pytest.approx((3 + (1 + 5) / 2) / 2 - 3)
+    everything = report.table(report.load_runs([tmp_path]))
+    assert [row["ended"] for row in everything].count("interrupted") == 1
+
+
+def test_methods_differ_in_what_varies_beside_rates_and_seeds(tmp_path):
+    run(tmp_path, "cosmos", 0.1, [3.0], rank=8)
+    run(tmp_path, "cosmos", 0.2, [3.0], rank=16, gamma=0.2)
+    run(tmp_path, "adamw", 0.2, [3.0], b1=0.9)
+    names = {r.name for r in report.load_runs([tmp_path, tmp_path])}
+    assert names == {
+        "adamw, cosine",
+        "cosmos, cosine, gamma=None, rank=8",
+        "cosmos, cosine, gamma=0.2, rank=16",
+    }
+
+
+def test_all_files_are_written(runs, tmp_path):
+    folder = tmp_path / "report"
+    assert report.write_report(runs, folder) == folder / "losses.png"
+    names = ["loss_steps", "loss_tokens", "loss_seconds", "rates", "memory"]
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.svg").read_text().startswith("<svg")
+    lines = (folder / "results.md").read_text().splitlines()
+    assert lines[2] == (
+        "| adamw, cosine | 0.2 | 2.1000 | 0.1414 | - | - | 5,000,000 | 500.0 | 1.267 "
+        "| 4 |"
+    )
+    assert lines[3] == (
+        "| sgd, cosine | 0.1 | 1.9000 | - | 20 | 10.0 | 3,000,000 | 500.0 | 1.550 "
+        "| 2, 1 diverged |"
+    )
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    lost = [row for row in rows if row["reason"] == "diverged"]
+    assert [(row["optimizer"], row["learning_rate"]) for row in lost] == [
+        ("sgd", "1.0")
+    ]
+    assert lost[0]["val_loss"] == ""
+    # Again, to the byte.
+    before = (folder / "rates.svg").read_text()
+    report.write_report(runs, folder)
+    assert (folder / "rates.svg").read_text() == before
+
+
+def test_the_page_needs_nothing_else(runs, tmp_path):
+    report.write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!#)""", text)
+    assert "@import" not in text
+    assert "{{" not in text
+    assert "1 diverged" in text
+    assert 'id="m1--rates-lost"' in text
+    # No colour of the figures is fixed to one scheme.
+    for color in (figures.INK, *figures.LIGHT):
+        assert color not in text[text.index("<figure>") : text.index("<details>")]
+
+
+def test_figures_mark_what_diverged(runs):
+    found, _ = methods.compare(runs)
+    drawn = figures.figure(lambda axes: figures.draw_rates(axes, found))
+    lines = {line.get_gid(): line for line in drawn.axes[0].lines}
+    lost = lines["m1--rates-lost"]
+    assert list(lost.get_xdata()) == [1.0]
+    assert lost.get_ydata()[0] > 5.0  # above every loss that counts
+    # AdamW's loss at 0.4 is above that of the start.
+    assert list(lines["m0--rates-lost"].get_xdata()) == [0.4]
+    drawn = figures.figure(lambda axes: figures.draw_losses(axes, found, "seconds"))
+    line = drawn.axes[0].lines[0]
+    assert list(line.get_xdata()) == [5.0, 10.0, 15.0]
+    assert list(line.get_ydata()) == pytest.approx([4.0, 2.65, 2.1])
+
+
+def test_every_look_differs_and_can_be_drawn():
+    looks = [figures.look(i) for i in range(28)]
+    assert len({(s.color, s.linestyle, s.marker) for s in looks}) == 28
+    assert {s.marker for s in looks} == set(page._SHAPES)
+    assert {s.linestyle for s in looks} == set(page._DASHES)
+    assert len(figures.DARK) == len(figures.LIGHT)
+
+
+def test_a_method_without_an_end_is_shown(tmp_path):
+    folder = run(tmp_path, "adamw", 0.1, [])
+    (folder / "result.json").unlink()
+    run(tmp_path, "sgd", 0.1, [4.0], reason="diverged")
+    found = report.load_runs([tmp_path])
+    report.write_report(found, tmp_path / "report")
+    lines = (tmp_path / "report" / "results.md").read_text().splitlines()
+    assert "| adamw, cosine | 0.1 | - |" in lines[2]
+    assert "| sgd, cosine | 0.1 | diverged |" in lines[3]
+
+
+def test_what_is_no_run_is_one_line(tmp_path):
+    with pytest.raises(configs.UserError, match="no run"):
+        report.load_runs([tmp_path])
+    folder = run(tmp_path, "adamw", 0.1, [1.0])
+    (folder / "config.json").write_text("{")
+    with pytest.raises(configs.UserError, match="is no whole run"):
+        report.load_runs([tmp_path])
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium (make system-deps)")
+def test_sorting_and_hiding_work_in_a_browser(runs, tmp_path):
+    report.write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    script = """
+    <script>
+    const table = document.querySelector("table");
+    const order = () => [...table.tBodies[0].rows].map(
+      row => row.cells[0].textContent).join("; ");
+    const said = [order()];
+    for (const column of [2, 2, 4, 0, 0]) {
+      table.tHead.rows[0].cells[column].firstChild.click();
+      said.push(order());
+    }
+    const parts = [...document.querySelectorAll('svg [id^="m0--"]')];
+    const others = [...document.querySelectorAll('svg [id^="m1--"]')];
+    const hidden = found => found.filter(
+      part => getComputedStyle(part).display === "none").length;
+    document.querySelector('[data-method=m0]').click();
+    const all = hidden(parts) === parts.length;
+    said.push(`${all} ${parts.length > 5} ${hidden(others)}`);
+    document.querySelector('[data-method=m0]').click();
+    said.push(String(hidden(parts)));
+    said.push(String(document.documentElement.scrollWidth <= innerWidth));
+    document.title = said.join(" | ");
+    </script>"""
+    changed = tmp_path / "clicked.html"
+    changed.write_text(text.replace("</body>", script + "</body>"))
+    done = subprocess.run(
+        [
+            *(CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'browser'}"),
+            *("--window-size=500,900", "--dump-dom", changed.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = re.search("<title>(.*)</title>", done.stdout)[1]
+    adamw, sgd = "adamw, cosine", "sgd, cosine"
+    assert title.split(" | ") == [
+        f"{adamw}; {sgd}",
+        f"{sgd}; {adamw}",  # by loss, lowest first
+        f"{adamw}; {sgd}",  # highest first
+        f"{sgd}; {adamw}",  # by steps to the baseline's loss, unknown last
+        f"{adamw}; {sgd}",
+        f"{sgd}; {adamw}",
+        "true true 0",
+        "0",
+        "true",  # and nothing is wider than a narrow window
+    ]
