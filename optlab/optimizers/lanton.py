@@ -215,7 +215,12 @@ def noise_adaptive(
         # There is no previous gradient at the first call.
         since = state.count if paired else state.count - 1
         due = (since >= 0) & (since % noise_interval == 0)
-        noises = lax.cond(due, measured, lambda: noises)
+        if noise_interval == 1:
+            # Only the first call of all has nothing to measure: no branch for that.
+            pairs = zip(measured(), noises, strict=True)
+            noises = [jnp.where(due, fresh, h) for fresh, h in pairs]
+        else:
+            noises = lax.cond(due, measured, lambda: noises)
         leaves = [
             (d * jnp.expand_dims(ratio, layer.axes)).astype(d.dtype)
             for d, layer, ratio in zip(
