@@ -139,9 +139,10 @@ def test_matrix_work_is_divided_by_the_devices(name):
             f, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
         ),
     )
-    # Counted over all devices: 1.15 of one device's is 1.15/8 on each.
+    # Counted over all devices: 1.15 of one device's is 1.15/8 on each. Textbook counts
+    # of factorizations are rounded, slice by slice or all at once.
     for eight in (work(sharding.over_mesh(mesh, "data")), named):
-        assert one <= eight <= 1.15 * one
+        assert one * (1 - 1e-6) <= eight <= 1.15 * one
 
 
 def test_matrix_work_stays_within_a_slice():
