@@ -9,12 +9,18 @@ from absl import app, flags
 from experiments import config as configs
 
 
-def run(main: Callable[[list[str], list[str]], int | None], epilogue: str = "") -> None:
+def run(
+    main: Callable[[list[str], list[str]], int | None],
+    own: flags.FlagValues,
+    epilogue: str = "",
+) -> None:
     """Parses the command line, calls `main`, and leaves with its status.
 
     Args:
       main: gets the positional arguments and the `--config.*` overrides, returns the
         exit status.
+      own: the command's flags. Not absl's global ones, so that one program may import
+        two commands that share a flag's name.
       epilogue: what `--help` says after the flags.
     """
     program = sys.modules["__main__"]
@@ -24,10 +30,11 @@ def run(main: Callable[[list[str], list[str]], int | None], epilogue: str = "") 
     def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         overrides, rest = configs.split_arguments(argv)
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
-            print(_help(program, epilogue))
+            print(_help(program.__doc__, own, epilogue))
             sys.exit(0)
         try:
-            return flags.FLAGS(rest)[1:], overrides
+            flags.FLAGS(rest[:1])  # absl's own, which nobody gives
+            return own(rest)[1:], overrides
         except flags.Error as error:
             leave(configs.UserError(str(error).splitlines()[0]))
 
@@ -60,9 +67,8 @@ def no_arguments(positional: Sequence[str], overrides: Sequence[str] = ()) -> No
         raise configs.UserError(f"{word!r} belongs to no flag")
 
 
-def _help(program, epilogue: str) -> str:
-    own = flags.FLAGS.get_key_flags_for_module(program)
+def _help(text: str | None, own: flags.FlagValues, epilogue: str) -> str:
     listed = "".join(
-        f"  --{flag.name}={flag.default}\n      {flag.help}\n" for flag in own
+        f"  --{name}={own[name].default}\n      {own[name].help}\n" for name in own
     )
-    return f"{program.__doc__}\nFlags:\n{listed}\n{epilogue}".rstrip()
+    return f"{text}\nFlags:\n{listed}\n{epilogue}".rstrip()

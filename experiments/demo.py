@@ -19,9 +19,16 @@ from experiments import command, report
 from experiments import config as configs
 from experiments.trainer import loop, workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "folder of the runs")
-_RATES = flags.DEFINE_list("rates", [], "learning rates to try, instead of the demo's")
-_METHODS = flags.DEFINE_list("methods", ["adamw", "cosmos"], "what --rates is for")
+_FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/demo", "folder of the runs", flag_values=_FLAGS
+)
+_RATES = flags.DEFINE_list(
+    "rates", [], "learning rates to try, instead of the demo's", flag_values=_FLAGS
+)
+_METHODS = flags.DEFINE_list(
+    "methods", ["adamw", "cosmos"], "what --rates is for", flag_values=_FLAGS
+)
 
 _CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "stdlib_lm.py"
 # Optimizer -> schedule, and the best rate of results/demo/rates.md.
@@ -106,4 +113,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, _FLAGS)

@@ -22,9 +22,15 @@ from experiments.reporting.runs import Run, load_runs
 from experiments.reporting.tables import csv_rows, markdown, methods_table
 from experiments.reporting.tables import runs_table as table
 
-_OUTPUT = flags.DEFINE_string("output", None, "folder to write, instead of report/")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "folder to write, instead of report/", flag_values=_FLAGS
+)
 _BASELINE = flags.DEFINE_string(
-    "baseline", None, "optimizer or method to compare with, instead of adamw"
+    "baseline",
+    None,
+    "optimizer or method to compare with, instead of adamw",
+    flag_values=_FLAGS,
 )
 
 
@@ -78,4 +84,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, _FLAGS)

@@ -32,21 +32,43 @@ from experiments.launchers.trials import Trials
 from experiments.points import Point
 from experiments.tasks import TASKS
 
-_SWEEP = flags.DEFINE_string("sweep", None, "sweep file, such as configs/sweeps/*.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "the sweep's folder, made if missing")
-_LAUNCHER = flags.DEFINE_enum(
-    "launcher", "inline", list(LAUNCHERS), "where points run: inline, local or slurm"
+_FLAGS = flags.FlagValues()
+_SWEEP = flags.DEFINE_string(
+    "sweep", None, "sweep file, such as configs/sweeps/*.py", flag_values=_FLAGS
 )
-_WORKERS = flags.DEFINE_integer("workers", 1, "points at once", lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the sweep's folder, made if missing", flag_values=_FLAGS
+)
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher",
+    "inline",
+    list(LAUNCHERS),
+    "where points run: inline, local or slurm",
+    flag_values=_FLAGS,
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "points at once", lower_bound=1, flag_values=_FLAGS
+)
 _STORAGE = flags.DEFINE_string(
-    "storage", None, "Optuna's storage, instead of sqlite in the workdir"
+    "storage",
+    None,
+    "Optuna's storage, instead of sqlite in the workdir",
+    flag_values=_FLAGS,
 )
 _SLURM = flags.DEFINE_list(
-    "slurm", [], "sbatch's options, such as partition=gpu,time=600,gpus_per_node=1"
+    "slurm",
+    [],
+    "sbatch's options, such as partition=gpu,time=600,gpus_per_node=1",
+    flag_values=_FLAGS,
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "list the points and what they cost")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "list the points and what they cost", flag_values=_FLAGS
+)
 _RETRY_FAILED = flags.DEFINE_bool(
-    "retry_failed", False, "try points again that have failed for good"
+    "retry_failed",
+    False,
+    "try points again that have failed for good",
+    flag_values=_FLAGS,
 )
 
 # A point is tried this often before it counts as failed.
@@ -293,4 +315,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, _FLAGS)

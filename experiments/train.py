@@ -13,12 +13,19 @@ from experiments import command
 from experiments import config as configs
 from experiments.trainer import loop
 
-_CONFIG = flags.DEFINE_string("config", None, "config file, such as configs/*.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder, made if missing")
-_OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "remove an earlier run's files first"
+_FLAGS = flags.FlagValues()
+_CONFIG = flags.DEFINE_string(
+    "config", None, "config file, such as configs/*.py", flag_values=_FLAGS
 )
-_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the config and leave")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run's folder, made if missing", flag_values=_FLAGS
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "remove an earlier run's files first", flag_values=_FLAGS
+)
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "print the config and leave", flag_values=_FLAGS
+)
 
 
 def main(positional: list[str], overrides: list[str]) -> int:
@@ -36,4 +43,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, epilogue=f"Fields:\n{configs.describe()}")
+    command.run(main, _FLAGS, epilogue=f"Fields:\n{configs.describe()}")

@@ -22,10 +22,16 @@ SUITES = {
 }
 MODULES = {name: importlib.import_module(path) for name, path in SUITES.items()}
 
-_SUITE = flags.DEFINE_string("suite", None, f"what to measure: {', '.join(SUITES)}")
-_OUT = flags.DEFINE_string("out", "results/benchmarks", "folder, made if missing")
+_FLAGS = flags.FlagValues()
+_SUITE = flags.DEFINE_string(
+    "suite", None, f"what to measure: {', '.join(SUITES)}", flag_values=_FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", "results/benchmarks", "folder, made if missing", flag_values=_FLAGS
+)
 for module in MODULES.values():
-    flags.adopt_module_key_flags(module)
+    if hasattr(module, "FLAGS"):
+        _FLAGS.append_flag_values(module.FLAGS)
 
 
 def main(positional: list[str], overrides: list[str]) -> int:
@@ -42,4 +48,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, _FLAGS)

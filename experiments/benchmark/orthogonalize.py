@@ -15,9 +15,14 @@ from optlab import linalg
 from optlab.coefficients import MUON, fit_coefficients, mixture_error
 from optlab.orthogonalize import orthogonalize
 
-_WIDTH = flags.DEFINE_integer("width", 768, "of the square matrices")
-_HIDDEN = flags.DEFINE_integer("hidden", 2048, "longer side of the others")
-_TURNS = flags.DEFINE_integer("turns", 5, "runs in turns, of which the median counts")
+FLAGS = flags.FlagValues()
+_WIDTH = flags.DEFINE_integer("width", 768, "of the square matrices", flag_values=FLAGS)
+_HIDDEN = flags.DEFINE_integer(
+    "hidden", 2048, "longer side of the others", flag_values=FLAGS
+)
+_TURNS = flags.DEFINE_integer(
+    "turns", 5, "runs in turns, of which the median counts", flag_values=FLAGS
+)
 
 COLUMNS = (
     "shape",

@@ -20,12 +20,18 @@ import optlab
 from experiments import config as configs
 from experiments.models.llama import SIZES
 
-_MODELS = flags.DEFINE_list("models", ["130M", "350M"], "scaling: LLaMA sizes")
-_DEVICES = flags.DEFINE_list("devices", ["8", "64"], "scaling: numbers of devices")
+FLAGS = flags.FlagValues()
+_MODELS = flags.DEFINE_list(
+    "models", ["130M", "350M"], "scaling: LLaMA sizes", flag_values=FLAGS
+)
+_DEVICES = flags.DEFINE_list(
+    "devices", ["8", "64"], "scaling: numbers of devices", flag_values=FLAGS
+)
 _OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["adamw", "muon", "cosmos", "root", "lanton", "soap"],
     "scaling: names of the registry, or `all`",
+    flag_values=FLAGS,
 )
 _FIGURE = (
     ("collectives", "collectives a step"),

@@ -18,12 +18,22 @@ from experiments.benchmark.catalogue import optimizer
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
 
-_MODEL = flags.DEFINE_string("model", "130M", f"shapes: {', '.join(SIZES)}")
-_LAYERS = flags.DEFINE_integer("layers", 1, "layers of the steps that are timed")
-_COMPILED_LAYERS = flags.DEFINE_integer(
-    "compiled_layers", 12, "layers of the programs whose compilation is timed"
+FLAGS = flags.FlagValues()
+_MODEL = flags.DEFINE_string(
+    "model", "130M", f"shapes: {', '.join(SIZES)}", flag_values=FLAGS
 )
-_RUNS = flags.DEFINE_integer("runs", 5, "runs in turns, of which the median counts")
+_LAYERS = flags.DEFINE_integer(
+    "layers", 1, "layers of the steps that are timed", flag_values=FLAGS
+)
+_COMPILED_LAYERS = flags.DEFINE_integer(
+    "compiled_layers",
+    12,
+    "layers of the programs whose compilation is timed",
+    flag_values=FLAGS,
+)
+_RUNS = flags.DEFINE_integer(
+    "runs", 5, "runs in turns, of which the median counts", flag_values=FLAGS
+)
 
 COLUMNS = (
     "optimizer",

@@ -20,31 +20,56 @@ from experiments.config import UserError
 from experiments.data import shards, stream, tokenizer
 from experiments.data.shards import Piece
 
-_OUTPUT = flags.DEFINE_string("output", None, "the folder to make")
-_FILES = flags.DEFINE_list("files", [], "text files, as comma-separated patterns")
+_FLAGS = flags.FlagValues()
+_OUTPUT = flags.DEFINE_string("output", None, "the folder to make", flag_values=_FLAGS)
+_FILES = flags.DEFINE_list(
+    "files", [], "text files, as comma-separated patterns", flag_values=_FLAGS
+)
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "Hugging Face data set, or a folder of its files"
+    "dataset",
+    None,
+    "Hugging Face data set, or a folder of its files",
+    flag_values=_FLAGS,
 )
-_SUBSET = flags.DEFINE_string("subset", None, "its configuration, such as en")
-_SPLIT = flags.DEFINE_string("split", "train", "its split to train on")
+_SUBSET = flags.DEFINE_string(
+    "subset", None, "its configuration, such as en", flag_values=_FLAGS
+)
+_SPLIT = flags.DEFINE_string(
+    "split", "train", "its split to train on", flag_values=_FLAGS
+)
 _VALIDATION_SPLIT = flags.DEFINE_string(
-    "validation_split", None, "its split to validate on; else every n-th document"
+    "validation_split",
+    None,
+    "its split to validate on; else every n-th document",
+    flag_values=_FLAGS,
 )
-_TEXT_FIELD = flags.DEFINE_string("text_field", "text", "its column to read")
+_TEXT_FIELD = flags.DEFINE_string(
+    "text_field", "text", "its column to read", flag_values=_FLAGS
+)
 _LIMIT = flags.DEFINE_integer(
-    "limit", None, "documents (of files: pieces of 64 KB) to take of each split"
+    "limit",
+    None,
+    "documents (of files: pieces of 64 KB) to take of each split",
+    flag_values=_FLAGS,
 )
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "a tokenizer.json, or bytes; by default BPE is trained"
+    "tokenizer",
+    None,
+    "a tokenizer.json, or bytes; by default BPE is trained",
+    flag_values=_FLAGS,
 )
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_000, "tokens of the BPE to train")
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", 32_000, "tokens of the BPE to train", flag_values=_FLAGS
+)
 _BPE_CHARACTERS = flags.DEFINE_integer(
-    "bpe_characters", 200_000_000, "characters to train the BPE on"
+    "bpe_characters", 200_000_000, "characters to train the BPE on", flag_values=_FLAGS
 )
 _VALIDATION_EVERY = flags.DEFINE_integer(
-    "validation_every", 100, "one document in so many is held out"
+    "validation_every", 100, "one document in so many is held out", flag_values=_FLAGS
 )
-_SHARD_TOKENS = flags.DEFINE_integer("shard_tokens", 100_000_000, "tokens in a shard")
+_SHARD_TOKENS = flags.DEFINE_integer(
+    "shard_tokens", 100_000_000, "tokens in a shard", flag_values=_FLAGS
+)
 _PIECE_BYTES = 2**16
 
 
@@ -159,4 +184,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, _FLAGS)

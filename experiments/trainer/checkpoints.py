@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,7 @@ class Checkpoints:
                 return self._restore(step, abstract)
             except Exception as error:  # whatever a spoilt file makes orbax raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                _hush_abandoned_readers()
                 self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
                 aside = self.folder / f"spoilt_{step}"
                 shutil.rmtree(aside, ignore_errors=True)
@@ -152,6 +154,24 @@ class Checkpoints:
                 raise _plain(error, self.folder) from error
             finally:
                 self._open_manager = None
+
+
+def _hush_abandoned_readers() -> None:
+    """Keeps off the screen what is no news after a failed read.
+
+    Orbax reads all arrays at once, and abandons the others when one cannot be read:
+    each then complains that its event loop is closed, at any later time.
+    """
+    said = sys.unraisablehook
+
+    def hook(unraisable):
+        code = getattr(unraisable.object, "cr_code", None)
+        abandoned = code is not None and "orbax" in code.co_filename
+        if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
+            said(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _plain(error: Exception, folder: pathlib.Path) -> CheckpointError:

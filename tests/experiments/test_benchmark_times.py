@@ -5,21 +5,25 @@ import csv
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 import optlab
 from experiments.benchmark import orthogonalize, step, timing
 
 
 @pytest.fixture
-def parsed():
-    """The flags as if a command line had been read."""
-    before = flags.FLAGS.is_parsed()
-    flags.FLAGS.mark_as_parsed()
-    yield
-    if not before:
-        flags.FLAGS.unparse_flags()
+def given():
+    """Gives a suite its flags, as a command line would."""
+    suites = []
+
+    def give(own, **values):
+        suites.append(own)
+        own(["", *(f"--{name}={value}" for name, value in values.items())])
+
+    yield give
+    for own in suites:
+        own.unparse_flags()
+        for name in own:
+            own[name].unparse()
 
 
 def rows_of(path):
@@ -36,11 +40,10 @@ def test_interleaved_takes_turns_and_medians():
     assert all(seconds >= 0 for seconds in times.values())
 
 
-@pytest.mark.usefixtures("parsed")
-def test_the_suite_of_orthogonalization(tmp_path, monkeypatch):
+def test_the_suite_of_orthogonalization(tmp_path, monkeypatch, given):
     monkeypatch.setattr(timing, "_SIDES", (16,))
-    with flagsaver.flagsaver(width=16, hidden=48, turns=1):
-        assert orthogonalize.run(tmp_path) == 0
+    given(orthogonalize.FLAGS, width=16, hidden=48, turns=1)
+    assert orthogonalize.run(tmp_path) == 0
     rows = rows_of(tmp_path / "orthogonalize.csv")
     assert len(rows) == 18
     assert {row["shape"] for row in rows} == {"16 x 16", "16 x 48", "48 x 16"}
@@ -48,8 +51,7 @@ def test_the_suite_of_orthogonalization(tmp_path, monkeypatch):
     assert "--suite=orthogonalize" in (tmp_path / "orthogonalize.md").read_text()
 
 
-@pytest.mark.usefixtures("parsed")
-def test_the_suite_of_steps(tmp_path, monkeypatch):
+def test_the_suite_of_steps(tmp_path, monkeypatch, given):
     def blocks(name, layers):
         assert name == "130M"
         shapes = {"query": (8, 8), "up": (8, 24), "norm": (8,)}
@@ -61,8 +63,8 @@ def test_the_suite_of_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "_SIDES", (16,))
     names = ["adamw", "muon", "root"]
     monkeypatch.setattr(optlab.registry, "names", lambda: names)
-    with flagsaver.flagsaver(layers=1, compiled_layers=1, runs=1):
-        assert step.run(tmp_path) == 0
+    given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
+    assert step.run(tmp_path) == 0
     rows = rows_of(tmp_path / "step.csv")
     assert [row["optimizer"] for row in rows] == names
     # Counted, not timed: AdamW holds two moments, ROOT one on its matrices.
