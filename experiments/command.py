@@ -43,6 +43,8 @@ def run(
             status = main(*arguments)
         except configs.UserError as error:
             leave(error)
+        except KeyboardInterrupt:
+            status = 130
         sys.exit(status)
 
     app.run(guarded, flags_parser=parse)

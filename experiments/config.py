@@ -121,6 +121,38 @@ FIELDS = {
     "train.max_bad_steps": Field(
         10, "non-finite steps in a row, skipped, before the run stops", low=1
     ),
+    "train.ema_decay": Field(
+        0.0,
+        "of a moving average of the weights, evaluated beside them; 0: none",
+        low=0,
+        high=0.999999,
+    ),
+    "train.diagnostics_every": Field(
+        0,
+        "steps between records of every layer's norms, for which one step is worked "
+        "out twice; 0: none",
+        low=0,
+    ),
+    "mesh.data": Field(
+        1, "devices that batches and parameters are split over; -1: all", low=-1
+    ),
+    "mesh.model": Field(1, "devices that each layer is split over", low=1),
+    "mesh.slice": Field(
+        1, "groups of devices with slow links between; batches are split", low=1
+    ),
+    "mesh.mode": Field(
+        "jit",
+        "jit shards all state; pmap keeps all of it on every device",
+        ("jit", "pmap"),
+    ),
+    "faults.spike_every": Field(
+        0,
+        "steps between gradients that are made too large, for studies; 0: none",
+        low=0,
+    ),
+    "faults.spike_scale": Field(
+        1000.0, "what such a gradient is multiplied by", positive=True
+    ),
 }
 # Filled from the signatures of what the names stand for.
 _KWARGS = ("optimizer.kwargs", "schedule.kwargs")

@@ -7,6 +7,7 @@ Exit status: 0 completed, 2 bad input, 3 diverged, 4 the folder is in use, 130 a
 stopped by SIGINT and SIGTERM after a checkpoint, from which the same command goes on.
 """
 
+import jax
 from absl import flags
 
 from experiments import command
@@ -26,19 +27,78 @@ _OVERWRITE = flags.DEFINE_bool(
 _PRINT_CONFIG = flags.DEFINE_bool(
     "print_config", False, "print the config and leave", flag_values=_FLAGS
 )
+_EVALUATE = flags.DEFINE_bool(
+    "evaluate",
+    False,
+    "print the validation metrics of the newest checkpoint and leave",
+    flag_values=_FLAGS,
+)
+_RESET_OPTIMIZER = flags.DEFINE_bool(
+    "reset_optimizer",
+    False,
+    "go on from the newest checkpoint with a new optimizer state; optimizer and "
+    "schedule may be others (give it once, not when the run goes on again)",
+    flag_values=_FLAGS,
+)
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "trace a few steps into profile/", flag_values=_FLAGS
+)
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost",
+    False,
+    "one of many processes that train together; TPU pods, SLURM, MPI and Kubernetes "
+    "are found by themselves, elsewhere the next three say it",
+    flag_values=_FLAGS,
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0", flag_values=_FLAGS
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "how many there are", lower_bound=1, flag_values=_FLAGS
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "which one this is", lower_bound=0, flag_values=_FLAGS
+)
+
+
+def _join_processes() -> None:
+    """Finds the other processes, before anything asks for devices."""
+    options = {
+        "coordinator_address": _COORDINATOR.value,
+        "num_processes": _NUM_PROCESSES.value,
+        "process_id": _PROCESS_ID.value,
+    }
+    if not _MULTIHOST.value:
+        for name, value in options.items():
+            if value is not None:
+                raise configs.UserError(f"--{name}: only with --multihost")
+        return
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise configs.UserError(f"--multihost: {reason}") from error
 
 
 def main(positional: list[str], overrides: list[str]) -> int:
     """Trains, and returns the exit status."""
     command.no_arguments(positional)
     command.require(config=_CONFIG.value)
+    _join_processes()
     config, changed = configs.load(_CONFIG.value, overrides)
     if _PRINT_CONFIG.value:
         print(config)
         return 0
     command.require(workdir=_WORKDIR.value)
+    if _EVALUATE.value:
+        return loop.evaluate(config, _WORKDIR.value)
     return loop.train(
-        config, _WORKDIR.value, overrides=changed, overwrite=_OVERWRITE.value
+        config,
+        _WORKDIR.value,
+        overrides=changed,
+        overwrite=_OVERWRITE.value,
+        reset_optimizer=_RESET_OPTIMIZER.value,
+        profile=_PROFILE.value,
     )
 
 

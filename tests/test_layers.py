@@ -15,7 +15,7 @@ ORDER = [
     "roles describe compose",
     "distribution sharding norms spikes",
     "optimizers",
-    "registry",
+    "registry diagnostics",
     "__init__",
 ]
 # A baseline that is a special case of another optimizer.

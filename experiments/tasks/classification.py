@@ -98,10 +98,6 @@ class Classification:
         loss, _, accuracy = self._losses(params, images, batch["label"])
         return {"loss": loss, "accuracy": accuracy}
 
-    def eval_loss(self, params, batch) -> jax.Array:
-        """Mean cross-entropy of one evaluation batch."""
-        return self.eval_metrics(params, batch)["loss"]
-
     def train_iterator(self, seed: int, process: Process | None = None):
         """Endless batches `{"image", "label"}`; `get_state`, `set_state` resume.
 

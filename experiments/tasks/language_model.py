@@ -59,9 +59,9 @@ class LanguageModel:
         del key
         return with_z_loss(*self._losses(params, batch), self._z_loss)
 
-    def eval_loss(self, params, batch) -> jax.Array:
-        """Mean cross-entropy of one evaluation batch, in nats per token."""
-        return self._losses(params, batch)[0]
+    def eval_metrics(self, params, batch) -> dict[str, jax.Array]:
+        """`loss` of one evaluation batch: mean cross-entropy in nats per token."""
+        return {"loss": self._losses(params, batch)[0]}
 
     def train_iterator(self, seed: int, process: Process | None = None):
         """Endless batches `(rows, context + 1)`; `get_state`, `set_state` resume.

@@ -1,5 +1,7 @@
 """Checkpoints: the whole state and the place in the data, written beside the training.
 
+Parameters, optimizer and the rest are items of their own, to be read alone.
+
 Each is a folder of its own that gets its name when it is whole, so a killed process
 leaves none that is half written. What a disk or a hand spoils later shows in the
 checksums: one word per array, saved with it, that any changed bit changes.
@@ -13,16 +15,20 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.trainer.state import TrainState, leaf_names, tree_bytes
 
 KEEP = 2
+# Fields of `TrainState` that are items by themselves; the others are one together.
+_ALONE = ("params", "opt_state")
+_REST = tuple(name for name in TrainState._fields if name not in _ALONE)
 # Free bytes that a checkpoint must find, as a multiple of its arrays' own.
 _ROOM = 1.05
 
@@ -35,13 +41,21 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where they lie, one folder a step.
+      folder: where they lie, one folder a step; the same in all processes.
       say: takes a line for the user.
+      read_only: leave the folder as it is, for a run may be at work there.
     """
 
-    def __init__(self, folder: pathlib.Path, say: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        say: Callable[[str], None],
+        *,
+        read_only: bool = False,
+    ):
         self.folder = folder.absolute()
         self._say = say
+        self._read_only = read_only
         self._open_manager = None
 
     @property
@@ -53,10 +67,14 @@ class Checkpoints:
             # What goes wrong is raised here too, and then said in one line.
             logging.getLogger("absl").setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEEP, cleanup_tmp_directories=True
+                max_to_keep=None if self._read_only else KEEP,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
             )
             self._open_manager = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "place")
+                self.folder,
+                options=options,
+                item_names=(*_ALONE, "rest", "place"),
             )
         return self._open_manager
 
@@ -72,31 +90,39 @@ class Checkpoints:
         """
         from orbax.checkpoint import args
 
-        arrays = _without_key(state)
-        place = {"data": position, "checksums": _checksums(arrays)}
+        items = _items(_without_key(state))
+        place = {"data": position, "checksums": _checksums(items)}
         self.wait()
         try:
             self.folder.mkdir(exist_ok=True)
-            free, need = shutil.disk_usage(self.folder).free, tree_bytes(arrays)
+            free, need = shutil.disk_usage(self.folder).free, tree_bytes(items)
             if free < need * _ROOM:
                 reason = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes, {need:,} needed"
                 raise CheckpointError(errno.ENOSPC, reason, str(self.folder))
+            saved = {name: args.StandardSave(item) for name, item in items.items()}
             self._manager.save(
                 int(state.step),
-                args=args.Composite(
-                    state=args.StandardSave(arrays), place=args.JsonSave(place)
-                ),
+                args=args.Composite(place=args.JsonSave(place), **saved),
             )
         except CheckpointError:
             raise
         except Exception as error:
             raise _plain(error, self.folder) from error
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+    def restore(
+        self,
+        abstract: TrainState,
+        *,
+        only: Sequence[str] = (*_ALONE, "rest"),
+        without: Sequence[str] = (),
+    ) -> tuple[TrainState, dict] | None:
         """The newest checkpoint that is whole; those that are not are set aside.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
+          only: items to read: "params", "opt_state", "rest". Fields of the others stay
+            as they are in `abstract`.
+          without: items not to read.
 
         Returns:
           The state and the position of the data, None where there is no checkpoint.
@@ -104,34 +130,42 @@ class Checkpoints:
         if not self.folder.is_dir():
             return None
         for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = None, "another process cannot read it"
             try:
-                return self._restore(step, abstract)
+                found = self._restore(step, abstract, set(only) - set(without))
             except Exception as error:  # whatever a spoilt file makes orbax raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 _hush_abandoned_readers()
-                self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
+            if _everywhere(found is not None):
+                return found
+            self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
+            if jax.process_index() == 0 and not self._read_only:
                 aside = self.folder / f"spoilt_{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-                self._manager.reload()
+            _everywhere(True)  # the others wait until it is gone
+            self._manager.reload()
         return None
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+    def _restore(
+        self, step: int, abstract: TrainState, names: set[str]
+    ) -> tuple[TrainState, dict]:
         from orbax.checkpoint import args
 
+        whole = _items(_without_key(abstract))
+        wanted = {name: item for name, item in whole.items() if name in names}
+        asked = {name: args.StandardRestore(item) for name, item in wanted.items()}
         found = self._manager.restore(
-            step,
-            args=args.Composite(
-                state=args.StandardRestore(_without_key(abstract)),
-                place=args.JsonRestore(),
-            ),
+            step, args=args.Composite(place=args.JsonRestore(), **asked)
         )
-        arrays, place = found["state"], found["place"]
-        sums = _checksums(arrays)
-        for name, was in place["checksums"].items():
-            if sums[name] != was:
+        items, place = {name: found[name] for name in wanted}, found["place"]
+        for name, is_now in _checksums(items).items():
+            if is_now != place["checksums"][name]:
                 raise ValueError(f"{name} is not what was saved")
-        return _with_key(arrays), place["data"]
+        state = abstract._replace(**items.pop("rest", {}))
+        if "rest" in names:
+            state = _with_key(state)
+        return state._replace(**items), place["data"]
 
     def wait(self) -> None:
         """Returns when what was begun is on the disk.
@@ -182,6 +216,19 @@ def _plain(error: Exception, folder: pathlib.Path) -> CheckpointError:
     return CheckpointError(
         code or errno.EIO, os.strerror(code) if code else reason, str(folder)
     )
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether it is so in all processes; each waits for the others."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(good))))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state by the items of a checkpoint."""
+    items = {name: getattr(state, name) for name in _ALONE}
+    return items | {"rest": {name: getattr(state, name) for name in _REST}}
 
 
 def _without_key(state: TrainState) -> TrainState:

@@ -1,29 +1,29 @@
 """The training loop: from a config and a folder to a trained model and its records."""
 
 import contextlib
+import json
 import math
-import signal
+import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-import optlab
 from experiments.config import UserError
-from experiments.tasks import TASKS
+from experiments.trainer import memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, finite_or_none
+from experiments.trainer.profiler import Profiler
+from experiments.trainer.program import Program
 from experiments.trainer.progress import Progress
-from experiments.trainer.state import init_state, leaf_names, tree_bytes
-from experiments.trainer.step import batches_per_step, make_train_step
-from experiments.trainer.workdir import Workdir, provenance
+from experiments.trainer.signals import StopRequests, stop_requests
+from experiments.trainer.state import leaf_names, tree_bytes
+from experiments.trainer.workdir import Follower, Workdir, open_workdir, provenance
 
 _STATUS = {"completed": 0, "diverged": 3, "interrupted": 130, "preempted": 143}
-_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "preempted"}
 
 
 def train(
@@ -32,6 +32,8 @@ def train(
     *,
     overrides: dict[str, Any] | None = None,
     overwrite: bool = False,
+    reset_optimizer: bool = False,
+    profile: bool = False,
 ) -> int:
     """Trains, goes on where the folder's run stopped, or finds it completed.
 
@@ -40,6 +42,9 @@ def train(
       workdir: the run's folder.
       overrides: fields that the command line set, for the record.
       overwrite: remove what an earlier run left there.
+      reset_optimizer: go on from the newest checkpoint with a new optimizer state;
+        optimizer and schedule may be others than before.
+      profile: write a trace of a few steps to the folder.
 
     Returns:
       The exit status: 0 completed, 3 diverged, 130 and 143 stopped by a signal.
@@ -48,23 +53,30 @@ def train(
       UserError: if the config cannot be trained or the folder not be used (nothing has
         been compiled then, and the folder is as it was), or the disk is full.
     """
-    run = _Run(config)
-    folder = Workdir(workdir, config, run.task.digest, overwrite=overwrite)
+    program = Program(config)
+    folder = open_workdir(
+        *(workdir, config, program.task.digest),
+        overwrite=overwrite,
+        new_optimizer=reset_optimizer,
+    )
     try:
         if folder.result is not None:
-            print(f"{workdir} is complete: val_loss {folder.result['val_loss']:.4f}")
+            if "val_loss" in folder.result:
+                loss = folder.result["val_loss"]
+                print(f"{workdir} is complete: val_loss {loss:.4f}")
             return 0
         folder.write_json(
             "config.json",
             {
                 "config": config.to_dict(),
                 "overrides": overrides or {},
-                "data_digest": run.task.digest,
+                "data_digest": program.task.digest,
                 **provenance(),
             },
         )
-        with _stop_requests() as stop:
-            result = run.execute(folder, stop)
+        with stop_requests() as stop:
+            run = _Run(program, folder, stop)
+            result = run.execute(reset_optimizer=reset_optimizer, profile=profile)
         return _STATUS[result["reason"]]
     except OSError as error:
         where = error.filename or workdir
@@ -74,104 +86,98 @@ def train(
         folder.close()
 
 
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """Gathers the reasons of SIGINT and SIGTERM, for the loop to see between steps."""
-    reasons: list[str] = []
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
+    """Prints the validation metrics of the newest checkpoint, as one JSON object.
 
-    def remember(number, frame):
-        del frame
-        reasons.append(_SIGNALS[signal.Signals(number)])
-        # A second signal of the kind ends the process at once.
-        signal.signal(number, signal.SIG_DFL)
+    Only parameters are read, so the optimizer need not be the one that trained, and a
+    run may be at work in the folder.
 
-    before = {number: signal.signal(number, remember) for number in _SIGNALS}
-    try:
-        yield reasons
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Args:
+      config: of the run; its task and model count.
+      workdir: the run's folder.
+
+    Raises:
+      UserError: if the config makes no model, or there is no such checkpoint.
+    """
+    program = Program(config)
+    folder = pathlib.Path(workdir) / "checkpoints"
+    said: list[str] = []
+    with contextlib.closing(Checkpoints(folder, said.append, read_only=True)) as kept:
+        found = kept.restore(program.abstract, only=("params", "rest"))
+    if found is None:
+        reason = f"; {said[0]}" if said else ""
+        raise UserError(f"--workdir: {workdir} holds no checkpoint to read{reason}")
+    state, _ = found
+    values = program.evaluator(program.task.eval_batches())(state.params)
+    if jax.process_index() == 0:
+        print(json.dumps({"step": int(state.step), **finite_or_none(values)}))
+    return 0
 
 
 class _Run:
-    """One training run; building it checks the config, and compiles nothing."""
+    """A program at work in a folder."""
 
-    def __init__(self, config: ml_collections.ConfigDict):
-        self.config = config
-        try:
-            self.task = TASKS[config.task.name](config)
-            self.tx, self.peaks = optimizers.make_optimizer(config, self.task.roles)
-            schedule = optimizers.make_schedule(config)
-            kwargs = dict(config.optimizer.kwargs)
-            needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
-            self.batches_per_step = batches_per_step(needs)
-            self.step = make_train_step(
-                self.task,
-                self.tx,
-                schedule,
-                needs=needs,
-                hessian_interval=kwargs.get("hessian_interval", 1),
-                accumulate=config.train.accumulate,
-                clip_norm=config.train.clip_norm,
-            )
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            self.abstract = jax.tree.map(
-                lambda leaf: leaf.update(sharding=device),
-                jax.eval_shape(self._init, np.uint32(0)),
-            )
-        except (ValueError, TypeError) as error:
-            raise UserError(f"--config: {str(error).splitlines()[0]}") from error
-        few = config.train.steps < 1000
-        self.tokens_per_step = self.batches_per_step * self.task.tokens_per_batch
-        self.log_every = config.train.log_every or (1 if few else 10)
+    def __init__(
+        self, program: Program, folder: Workdir | Follower, stop: StopRequests
+    ):
+        self.program = program
+        self.config = program.config
+        self.folder = folder
+        self.stop = stop
+        train = self.config.train
+        few = train.steps < 1000
+        self.log_every = train.log_every or (1 if few else 10)
+        every = train.checkpoint_every
+        self.evaluations = _multiples(train.eval_every, train.steps)
+        self.saves = _multiples(every, train.steps) if every else set()
 
-    def _init(self, seed):
-        return init_state(self.task, self.tx, seed)
-
-    def execute(self, folder: Workdir, stop: list[str]) -> dict[str, Any]:
+    def execute(self, *, reset_optimizer: bool, profile: bool) -> dict[str, Any]:
         """Trains until the last step, a signal, or too many bad steps."""
         started = time.perf_counter()
+        folder, steps = self.folder, self.config.train.steps
         with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(
-                contextlib.closing(Progress(folder.path, self.config.train.steps))
+            quiet = isinstance(folder, Follower)
+            self.progress = stack.enter_context(
+                contextlib.closing(Progress(folder.path, steps, quiet=quiet))
             )
-            checkpoints = Checkpoints(folder.path / "checkpoints", progress.line)
-            stack.enter_context(contextlib.closing(checkpoints))
-            begun = checkpoints.restore(self.abstract)
+            self.checkpoints = Checkpoints(folder.checkpoints, self.progress.line)
+            stack.enter_context(contextlib.closing(self.checkpoints))
+            without = ("opt_state",) if reset_optimizer else ()
+            begun = self.checkpoints.restore(self.program.abstract, without=without)
+            if begun and reset_optimizer:
+                begun = self.program.fresh_optimizer(begun[0]), begun[1]
+                self.progress.line("the optimizer starts afresh")
             after = int(begun[0].step) if begun else 0
-            metrics = stack.enter_context(
+            self.metrics = stack.enter_context(
                 contextlib.closing(MetricsWriter(folder.path, after))
             )
-            result = self._result_so_far(metrics.kept)
+            self.profiler = stack.enter_context(
+                contextlib.closing(Profiler(folder.path, after if profile else None))
+            )
+            self.result = self._result_so_far(self.metrics.kept)
             try:
-                self._train(
-                    progress=progress,
-                    metrics=metrics,
-                    checkpoints=checkpoints,
-                    begun=begun,
-                    result=result,
-                    stop=stop,
-                )
+                self._train(begun)
             except BaseException as error:
                 # A full disk takes no word about itself either.
                 with contextlib.suppress(OSError):
-                    progress.line(f"failed: {type(error).__name__}: {error}")
+                    self.progress.line(f"failed: {type(error).__name__}: {error}")
                 raise
             finally:
-                result["total_seconds"] = time.perf_counter() - started
+                self.result["total_seconds"] = time.perf_counter() - started
                 with contextlib.suppress(OSError):
-                    folder.write_json("result.json", finite_or_none(result))
-        return result
+                    folder.write_json("result.json", finite_or_none(self.result))
+        return self.result
 
     def _result_so_far(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """What an earlier part of the run has come to."""
+        opt_state = self.program.abstract.opt_state
         result = {
             "val_loss": None,
             "best_val_loss": None,
             "steps": records[-1]["step"] if records else 0,
             "seconds": records[-1]["seconds"] if records else 0.0,
             "peak_memory_bytes": None,
-            "optimizer_state_bytes": tree_bytes(self.abstract.opt_state.inner_state),
+            "optimizer_state_bytes": tree_bytes(opt_state.inner_state),
             "reason": "failed",
         }
         for record in records:
@@ -179,115 +185,131 @@ class _Run:
                 _note(result, record["val_loss"])
         return result
 
-    def _train(self, *, progress, metrics, checkpoints, begun, result, stop) -> None:
-        train = self.config.train
+    def _train(self, begun) -> None:
+        program, progress, result = self.program, self.progress, self.result
+        train, stop = self.config.train, self.stop
         for field in optimizers.unused_fields(self.config):
             progress.line(f"{field} is set, {self.config.optimizer.name} has none")
-        roles = self.task.roles
-        table = optlab.describe(
-            self.abstract.params,
-            roles,
-            self.tx,
-            decay_mask=optimizers.decay_mask(roles),
-        )
-        progress.line(str(table))
-        peaks = {name: np.float32(value) for name, value in self.peaks.items()}
-        batches = self.task.train_iterator(self.config.seed)
+        progress.line(program.table())
+        layout = program.layout
+        if layout.mesh.size > 1:
+            progress.line(f"mesh: {dict(layout.mesh.shape)}, {self.config.mesh.mode}")
+        batches = program.task.train_iterator(self.config.seed, layout.process)
 
         def read() -> tuple:
-            return tuple(next(batches) for _ in range(self.batches_per_step))
+            drawn = tuple(next(batches) for _ in range(program.batches_per_step))
+            return layout.put(drawn)
 
-        evaluation = [jax.device_put(batch) for batch in self.task.eval_batches()]
-        state, position = begun or (
-            jax.jit(self._init)(np.uint32(self.config.seed)),
-            batches.get_state(),
-        )
+        state, position = begun or (program.first_state(), batches.get_state())
         first = int(state.step) + 1
         if first > 1:
             progress.line(f"goes on after step {first - 1}")
-        compiled = (
-            jax.jit(self.step, donate_argnums=0)
-            .lower(self.abstract, read(), peaks)
-            .compile()
-        )
+        peaks = program.peaks
+        compiled = layout.compile_step(program.step, program.abstract, read(), peaks)
+        progress.line(memory.report(program.abstract, compiled))
+        diagnose = layout.compile(program.diagnose)
         batches.set_state(position)
-        eval_loss = jax.jit(self.task.eval_loss)
-        eval_loss(state.params, evaluation[0]).block_until_ready()
-        leaves = leaf_names(self.abstract.params)
+        evaluate = program.evaluator(program.task.eval_batches())
+        if not self.evaluations.isdisjoint(range(first, train.steps + 1)):
+            evaluate(state.params)  # compiles, so that no step's time holds it
 
-        def evaluate() -> float:
-            losses = [eval_loss(state.params, batch) for batch in evaluation]
-            return float(np.mean(jax.device_get(losses)))
-
-        def emit(done: int, values: dict[str, Any], **more: float) -> None:
-            """Fetches a step's metrics, which waits for the device, and writes them."""
-            nonlocal mark
-            values = jax.tree.map(lambda x: x.item(), jax.device_get(values))
-            now = time.perf_counter()
-            elapsed, mark = now - mark, now
-            steps = done - result["steps"]
-            result["seconds"] += elapsed
-            result["steps"] = done
-            bad_steps, leaf = values.pop("bad_steps"), values.pop("bad_leaf")
-            record = {
-                "step": done,
-                **values,
-                "tokens": done * self.tokens_per_step,
-                "step_seconds": elapsed / steps,
-                "tokens_per_second": steps * self.tokens_per_step / elapsed,
-                "seconds": result["seconds"],
-            }
-            if bad_steps:
-                where = f"the gradient of {leaves[leaf]}" if leaf >= 0 else "the loss"
-                record["bad_steps"] = bad_steps
-                progress.line(
-                    f"step {done}: {where} is not finite, skipped "
-                    f"({bad_steps} in a row)"
-                )
-            if done in due:
-                record["val_loss"] = evaluate()
+        def emit(done: int, values: dict[str, Any]) -> None:
+            """Writes a record of the step, with an evaluation where one is due."""
+            record = self._record(done, values)
+            if done in self.evaluations:
+                record |= evaluate(state.params)
+                if state.ema:
+                    averaged = evaluate(state.ema)
+                    record |= {f"{name}_ema": x for name, x in averaged.items()}
                 _note(result, record["val_loss"])
-                mark = time.perf_counter()
-            metrics.write(record)
+                self.mark = time.perf_counter()
+            self.metrics.write(record)
             progress.update(record)
-            if bad_steps >= train.max_bad_steps:
-                result["reason"] = "diverged"
 
-        due = {*range(train.eval_every, train.steps, train.eval_every), train.steps}
-        every = train.checkpoint_every
-        saves = {*range(every, train.steps, every), train.steps} if every else set()
         pending = None
         progress.start()
-        mark = time.perf_counter()
+        self.mark = time.perf_counter()
         for done in range(first, train.steps + 1):
-            state, values = compiled(state, read(), peaks)
+            self.profiler.before(done)
+            batch, layers = read(), {}
+            if train.diagnostics_every and done % train.diagnostics_every == 0:
+                layers = diagnose(state, batch, peaks)
+            state, values = compiled(state, batch, peaks)
+            self.profiler.after(done, values)
             # One step late: the device has the next step to work on meanwhile.
             if pending:
                 emit(*pending)
                 pending = None
-            save = done in saves or stop
+            stops = stop.at(done)
+            save = done in self.saves or stops
             if result["reason"] != "diverged":
-                if done in due or save:
-                    emit(done, values)
+                if done in self.evaluations or save or layers:
+                    emit(done, values | _by_layer(layers))
                 elif done % self.log_every == 0:
                     pending = (done, values)
             if result["reason"] == "diverged":
                 break
             if save:
                 # The records first: a checkpoint stands for all of them.
-                metrics.flush()
-                checkpoints.save(state, batches.get_state())
-                mark = time.perf_counter()
-            if stop:
+                self.metrics.flush()
+                self.checkpoints.save(state, batches.get_state())
+                self.mark = time.perf_counter()
+            if stops:
                 break
-        checkpoints.wait()
-        result["peak_memory_bytes"] = _peak_memory(compiled)
-        if result["steps"] < train.steps and stop:
-            result["reason"] = stop[0]
+        self.checkpoints.wait()
+        result["peak_memory_bytes"] = memory.peak(compiled)
+        if result["steps"] < train.steps and stop.reasons:
+            result["reason"] = stop.reasons[0]
         elif result["reason"] != "diverged":
             good = math.isfinite(result["val_loss"])
             result["reason"] = "completed" if good else "diverged"
         progress.line(f"{result['reason']} after {result['steps']} steps")
+
+    def _record(self, done: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Fetches a step's metrics, which waits for the device."""
+        result, tokens = self.result, self.program.tokens_per_step
+        values = jax.tree.map(lambda x: x.item(), jax.device_get(values))
+        now = time.perf_counter()
+        elapsed, self.mark = now - self.mark, now
+        steps = done - result["steps"]
+        result["seconds"] += elapsed
+        result["steps"] = done
+        bad_steps, leaf = values.pop("bad_steps"), values.pop("bad_leaf")
+        record = {
+            "step": done,
+            **values,
+            "tokens": done * tokens,
+            "step_seconds": elapsed / steps,
+            "tokens_per_second": steps * tokens / elapsed,
+            "seconds": result["seconds"],
+        }
+        if bad_steps:
+            names = leaf_names(self.program.abstract.params)
+            where = f"the gradient of {names[leaf]}" if leaf >= 0 else "the loss"
+            record["bad_steps"] = bad_steps
+            self.progress.line(
+                f"step {done}: {where} is not finite, skipped ({bad_steps} in a row)"
+            )
+        if bad_steps >= self.config.train.max_bad_steps:
+            result["reason"] = "diverged"
+        return record
+
+
+def _multiples(every: int, steps: int) -> set[int]:
+    """The steps at which something is due, the last one among them."""
+    return {*range(every, steps, every), steps}
+
+
+def _by_layer(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The layers' numbers as scalars: those of a stacked leaf by their place in it."""
+    return {
+        name: {
+            "/".join((path, *map(str, place))): array[place]
+            for path, array in jax.device_get(found).items()
+            for place in np.ndindex(array.shape)
+        }
+        for name, found in values.items()
+    }
 
 
 def _note(result: dict[str, Any], val_loss: float) -> None:
@@ -295,17 +317,3 @@ def _note(result: dict[str, Any], val_loss: float) -> None:
     result["val_loss"] = val_loss
     if math.isfinite(val_loss) and (best is None or val_loss < best):
         result["best_val_loss"] = val_loss
-
-
-def _peak_memory(compiled) -> int:
-    """The device's own peak, or what the compiled step holds where it keeps none."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    plan = compiled.memory_analysis()
-    return (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        + plan.temp_size_in_bytes
-        - plan.alias_size_in_bytes
-    )

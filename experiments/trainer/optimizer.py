@@ -10,7 +10,7 @@ import ml_collections
 import optax
 
 import optlab
-from optlab.roles import VECTOR
+from optlab.roles import VECTOR, Distribute
 
 # Arguments of a factory that the runner gives, so that `optimizer.kwargs` has none.
 SUPPLIED = (
@@ -81,6 +81,7 @@ def decay_mask(roles: Callable[[tuple, Any], Any]) -> Callable[[Any], Any]:
 def make_optimizer(
     config: ml_collections.ConfigDict,
     roles: Callable[[tuple, Any], Any],
+    distribute: Distribute | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, dict[str, float]]:
     """Builds the registry's optimizer with its rates injected.
 
@@ -90,6 +91,7 @@ def make_optimizer(
     Args:
       config: the whole config; `optimizer` is read.
       roles: the task's rule for which leaf is what.
+      distribute: how matrix work is spread, for the methods that have some.
 
     Returns:
       The transformation, whose state is that of `optax.inject_hyperparams`, and the
@@ -104,6 +106,7 @@ def make_optimizer(
         "weight_decay": section.weight_decay,
         "weight_decay_mask": decay_mask(roles),
         "roles": roles,
+        "distribute": distribute,
     }
     arguments = {name: value for name, value in offered.items() if name in accepted}
     peaks = {
@@ -116,6 +119,15 @@ def make_optimizer(
         factory, static_args=fixed, hyperparam_dtype=jnp.float32
     )
     return injected(**(arguments | dict.fromkeys(peaks, 1.0))), peaks
+
+
+def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with every weight decay of the optimizer at 0."""
+    config = config.copy_and_resolve_references()
+    config.optimizer.weight_decay = 0.0
+    if "adam_weight_decay" in config.optimizer.kwargs:
+        config.optimizer.kwargs.adam_weight_decay = 0.0
+    return config
 
 
 def unused_fields(config: ml_collections.ConfigDict) -> list[str]:

@@ -12,14 +12,22 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """Loss, rate and time left of a run; every line goes to `log.txt` too."""
+    """Loss, rate and time left of a run; every line goes to `log.txt` too.
 
-    def __init__(self, folder: pathlib.Path, steps: int):
+    Args:
+      folder: of `log.txt`.
+      steps: of the whole run.
+      quiet: leave the screen to another process.
+    """
+
+    def __init__(self, folder: pathlib.Path, steps: int, *, quiet: bool = False):
         self._log = (folder / "log.txt").open("a")
         self._steps = steps
         self._last_line = -float("inf")
         self._val_loss = None
-        self._console = rich.console.Console(file=sys.stderr, soft_wrap=True)
+        self._console = rich.console.Console(
+            file=sys.stderr, soft_wrap=True, quiet=quiet
+        )
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),

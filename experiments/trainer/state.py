@@ -18,6 +18,7 @@ class TrainState(NamedTuple):
       opt_state: of `optax.inject_hyperparams`.
       key: typed PRNG key; each step folds its number in.
       bad_steps: int32, skipped steps in a row up to now.
+      ema: moving average of the parameters, in float32 at least; () without one.
     """
 
     step: jax.Array
@@ -25,9 +26,16 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     key: jax.Array
     bad_steps: jax.Array
+    ema: optax.Params = ()
 
 
-def init_state(task, tx: optax.GradientTransformation, seed: jax.Array) -> TrainState:
+def init_state(
+    task,
+    tx: optax.GradientTransformation,
+    seed: jax.Array,
+    *,
+    with_ema: bool = False,
+) -> TrainState:
     """The state before the first step; pure, to be compiled with its shardings."""
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
@@ -37,6 +45,7 @@ def init_state(task, tx: optax.GradientTransformation, seed: jax.Array) -> Train
         opt_state=tx.init(params),
         key=step_key,
         bad_steps=jnp.zeros((), jnp.int32),
+        ema=optax.tree.cast(params, jnp.float32) if with_ema else (),
     )
 
 

@@ -1,8 +1,7 @@
 """One training step: gradients, clipping, rates, update, and what is measured."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 import optlab
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
+from optlab.diagnostics import layer_diagnostics
 
 # The extra arguments of `update` that a step knows how to supply.
 SUPPLIES = ("hessian_diag", "other_grads")
@@ -21,13 +21,16 @@ def batches_per_step(needs: tuple[str, ...]) -> int:
     return 2 if "other_grads" in needs else 1
 
 
-def _make_gradients(loss_fn: Callable, needs: tuple[str, ...], interval: int):
+def _make_gradients(
+    loss_fn: Callable, needs: tuple[str, ...], interval: int, axis: str | None
+):
     """How one microbatch gives the gradient and all that the optimizer needs besides.
 
     Args:
       loss_fn: the task's.
       needs: some of `SUPPLIES`.
       interval: updates that one Hessian diagonal serves.
+      axis: of `pmap`, whose devices each have rows of their own.
 
     Returns:
       `f(params, batches, key, count) -> (loss, aux), gradients, extra arguments`, with
@@ -40,49 +43,70 @@ def _make_gradients(loss_fn: Callable, needs: tuple[str, ...], interval: int):
 
     def gradients(params, batches, key, count):
         extra = {}
+        # The probe is the same everywhere, since its products are averaged.
+        own = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
         if "hessian_diag" in needs:
             probe_key = jax.random.fold_in(key, 1)
             value, grads, extra["hessian_diag"] = curved(
-                params, probe_key, count, batches[0], key
+                params, probe_key, count, batches[0], own
             )
         else:
-            value, grads = plain(params, batches[0], key)
+            value, grads = plain(params, batches[0], own)
         if "other_grads" in needs:
-            other_key = jax.random.fold_in(key, 2)
+            other_key = jax.random.fold_in(own, 2)
             _, extra["other_grads"] = plain(params, batches[1], other_key)
         return value, grads, extra
 
     return gradients
 
 
-def make_train_step(
+class Prepared(NamedTuple):
+    """What a step hands to the optimizer.
+
+    Attributes:
+      loss: of the batch.
+      aux: the task's own metrics.
+      grads: clipped, averaged over microbatches and devices.
+      extra: the optimizer's extra arguments.
+      grad_norm: before clipping.
+      finite: `(leaves,)`, whether all that belongs to a leaf is finite.
+    """
+
+    loss: jax.Array
+    aux: dict[str, jax.Array]
+    grads: optax.Updates
+    extra: dict[str, optax.Updates]
+    grad_norm: jax.Array
+    finite: jax.Array
+
+
+def make_prepare(
     task,
-    tx: optax.GradientTransformationExtraArgs,
-    schedule: optax.Schedule,
     *,
     needs: tuple[str, ...] = (),
     hessian_interval: int = 1,
     accumulate: int = 1,
     clip_norm: float = 0.0,
-) -> Callable[[TrainState, Any, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
-    """Builds the pure function that the loop compiles.
-
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they
-    are; it is counted in `bad_steps`.
+    spike_every: int = 0,
+    spike_scale: float = 1.0,
+    axis: str | None = None,
+) -> Callable[[TrainState, Any], Prepared]:
+    """Builds the first half of a step: gradients and all that goes with them.
 
     Args:
       task: what is trained.
-      tx: from `make_optimizer`.
-      schedule: share of the peak rate at each step.
       needs: the registry entry's extra arguments.
       hessian_interval: updates that one Hessian diagonal serves, as the optimizer has
         it.
       accumulate: microbatches in a step, worked through one after another.
       clip_norm: largest global norm of the gradient; 0 leaves it alone.
+      spike_every: steps from one gradient that is made too large to the next; 0: none.
+      spike_scale: what it is multiplied by, before it is clipped.
+      axis: the name of the devices under `pmap`, None under `jit`.
 
     Returns:
-      `step(state, batches, peaks) -> (state, metrics)`, where `batches` is a tuple of
-      `batches_per_step(needs)`, and `peaks` holds the rates.
+      `prepare(state, batches) -> Prepared`, where `batches` is a tuple of
+      `batches_per_step(needs)`.
 
     Raises:
       ValueError: if nothing here supplies what the optimizer needs.
@@ -90,7 +114,7 @@ def make_train_step(
     for name in needs:
         if name not in SUPPLIES:
             raise ValueError(f"no training step supplies {name}")
-    gradients_of = _make_gradients(task.loss, needs, hessian_interval)
+    gradients_of = _make_gradients(task.loss, needs, hessian_interval, axis)
 
     def gradients(params, batches, key, count):
         if accumulate == 1:
@@ -111,20 +135,57 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda x: x / accumulate, total)
 
-    def step(state, batches, peaks):
+    def prepare(state, batches):
         key = jax.random.fold_in(state.key, state.step)
         # The optimizer's own count: skipped steps are none of its updates.
         (loss, aux), grads, extra = gradients(
             state.params, batches, key, state.opt_state.count
         )
+        if axis is not None:
+            (loss, aux), grads, extra = jax.lax.pmean(((loss, aux), grads, extra), axis)
+        if spike_every:
+            spiked = (state.step + 1) % spike_every == 0
+            factor = jnp.where(spiked, jnp.float32(spike_scale), 1.0)
+            grads = _scaled(grads, factor)
         grad_norm = optax.tree.norm(grads)
         if clip_norm:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
-            scaled = functools.partial(jax.tree.map, lambda g: g * scale)
-            grads = scaled(grads)
+            grads = _scaled(grads, scale)
             if "other_grads" in extra:  # by the same factor, to be compared
-                extra["other_grads"] = scaled(extra["other_grads"])
+                extra["other_grads"] = _scaled(extra["other_grads"], scale)
         finite = jnp.stack([_finite(*g) for g in _by_leaf(grads, *extra.values())])
+        return Prepared(loss, aux, grads, extra, grad_norm, finite)
+
+    return prepare
+
+
+def make_train_step(
+    task,
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    *,
+    ema_decay: float = 0.0,
+    **options: Any,
+) -> Callable[[TrainState, Any, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
+    """Builds the pure function that the loop compiles.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they
+    are; it is counted in `bad_steps`.
+
+    Args:
+      task: what is trained.
+      tx: from `make_optimizer`.
+      schedule: share of the peak rate at each step.
+      ema_decay: of the moving average of the parameters, where the state has one.
+      **options: of `make_prepare`.
+
+    Returns:
+      `step(state, batches, peaks) -> (state, metrics)`, where `peaks` holds the rates.
+    """
+    prepare = make_prepare(task, **options)
+
+    def step(state, batches, peaks):
+        loss, aux, grads, extra, grad_norm, finite = prepare(state, batches)
         good = finite.all() & jnp.isfinite(loss)
         opt_state = set_rates(state.opt_state, peaks, schedule(state.step))
 
@@ -132,19 +193,25 @@ def make_train_step(
             updates, new = tx.update(grads, opt_state, state.params, **extra)
             size = sum(leaf.size for leaf in jax.tree.leaves(updates))
             update_rms = optax.tree.norm(updates) / jnp.sqrt(size)
-            return optax.apply_updates(state.params, updates), new, update_rms
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if ema:
+                new_params = optax.tree.cast_like(params, ema)
+                ema = optax.incremental_update(new_params, ema, 1 - ema_decay)
+            return params, new, ema, update_rms
 
         def skip():
-            return state.params, opt_state, jnp.zeros_like(grad_norm)
+            return state.params, opt_state, state.ema, jnp.zeros_like(grad_norm)
 
         # Not a select: an eigendecomposition of NaN may take for ever.
-        params, opt_state, update_rms = jax.lax.cond(good, update, skip)
+        params, opt_state, ema, update_rms = jax.lax.cond(good, update, skip)
         state = TrainState(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             key=state.key,
             bad_steps=jnp.where(good, 0, state.bad_steps + 1),
+            ema=ema,
         )
         metrics = {
             "loss": loss,
@@ -159,6 +226,52 @@ def make_train_step(
         return state, metrics
 
     return step
+
+
+def make_diagnose(
+    task,
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    *,
+    arguments: Mapping[str, Any],
+    **options: Any,
+) -> Callable[[TrainState, Any, Mapping[str, jax.Array]], dict]:
+    """Builds the function that looks at every layer of a step before it is made.
+
+    Args:
+      task: what is trained.
+      tx: as of the training step, without weight decay.
+      schedule: share of the peak rate at each step.
+      arguments: those that the optimizer was made with.
+      **options: of `make_prepare`.
+
+    Returns:
+      `diagnose(state, batches, peaks)`, the values of
+      `optlab.diagnostics.layer_diagnostics`; of a gradient that is not finite, those
+      of zero.
+    """
+    prepare = make_prepare(task, **options)
+
+    def diagnose(state, batches, peaks):
+        prepared = prepare(state, batches)
+        good = prepared.finite.all() & jnp.isfinite(prepared.loss)
+        grads, extra = jax.tree.map(
+            lambda x: jnp.where(good, x, 0), (prepared.grads, prepared.extra)
+        )
+        before = set_rates(state.opt_state, peaks, schedule(state.step))
+        updates, after = tx.update(grads, before, state.params, **extra)
+        return layer_diagnostics(
+            *(grads, updates, state.params, before, after),
+            roles=task.roles,
+            arguments=arguments,
+            extra=extra,
+        )
+
+    return diagnose
+
+
+def _scaled(tree: optax.Updates, factor: jax.Array) -> optax.Updates:
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), tree)
 
 
 def _by_leaf(*trees) -> Iterable[tuple[jax.Array, ...]]:

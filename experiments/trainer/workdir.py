@@ -8,24 +8,35 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from experiments.config import UserError, flatten
+from experiments.config import FIELDS, UserError, flatten
 
 # All that a run writes, and `overwrite` removes.
 _FILES = (
     *("config.json", "metrics.jsonl", "result.json", "log.txt"),
     *("tensorboard", "checkpoints"),
 )
-# Fields that may differ when a run goes on: they change no step of the training.
+# Fields that may differ when a run goes on: the training is the same, but for the
+# order in which a mesh adds up.
 MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
     "train.max_bad_steps",
+    "train.diagnostics_every",
+    "mesh.data",
+    "mesh.model",
+    "mesh.slice",
+    "mesh.mode",
 )
+# What a fresh optimizer state allows to change besides.
+_OF_OPTIMIZER = ("optimizer.", "schedule.")
 _PACKAGES = (
     *("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain"),
     "orbax-checkpoint",
@@ -42,9 +53,22 @@ class Workdir:
     """The folder of one run, locked for as long as this object lives.
 
     The lock belongs to the process: it goes when the process does, however it ends.
+
+    Attributes:
+      path: where the records are written.
+      checkpoints: where the checkpoints lie.
+      result: of a completed run, None where work is left.
     """
 
-    def __init__(self, path: str, config, digest: str, *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: str,
+        config,
+        digest: str,
+        *,
+        overwrite: bool = False,
+        new_optimizer: bool = False,
+    ):
         """Opens or makes the folder, and changes nothing in it that was there.
 
         Args:
@@ -52,12 +76,15 @@ class Workdir:
           config: of the run to come, or to go on.
           digest: of its data.
           overwrite: remove what an earlier run left.
+          new_optimizer: the config may have another optimizer and schedule than before.
 
         Raises:
           WorkdirInUse: if another process holds it.
           UserError: if it cannot be written, or holds another run or a diverged one.
         """
         self.path = pathlib.Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._may_change = MAY_CHANGE + (_OF_OPTIMIZER if new_optimizer else ())
         # The same form that config.json gives back: a tuple is a list there.
         self._fields = json.loads(json.dumps(flatten(config)))
         self._fields["data_digest"] = digest
@@ -97,12 +124,17 @@ class Workdir:
     def _previous_result(self) -> dict[str, Any] | None:
         """The result of a completed run of the same config, None where work is left."""
         choose = "choose another folder or pass --overwrite"
+        # A field that is younger than the folder had its default.
+        defaults = {
+            path: None if isinstance(field.default, type) else field.default
+            for path, field in FIELDS.items()
+        }
         left = [name for name in _FILES if (self.path / name).exists()]
         if not left:
             return None
         try:
             recorded = json.loads(self._read("config.json"))
-            before = flatten_json(recorded["config"])
+            before = defaults | flatten_json(recorded["config"])
             before["data_digest"] = recorded["data_digest"]
         except (OSError, ValueError, KeyError):
             raise UserError(
@@ -111,10 +143,11 @@ class Workdir:
             ) from None
         for field in sorted(before.keys() | self._fields.keys()):
             old, new = before.get(field), self._fields.get(field)
-            if old != new and field not in MAY_CHANGE:
+            if old != new and not field.startswith(self._may_change):
+                fresh = field.startswith(_OF_OPTIMIZER)
                 raise UserError(
                     f"--workdir: {self.path} holds a run with {field}={old!r}, "
-                    f"not {new!r}; {choose}"
+                    f"not {new!r}; {choose}{' or --reset_optimizer' if fresh else ''}"
                 )
         try:
             result = json.loads(self._read("result.json"))
@@ -134,6 +167,69 @@ class Workdir:
         temporary = self.path / f"{name}.new"
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.replace(self.path / name)
+
+
+class Follower:
+    """A `Workdir` of the processes that do not write, for as long as they run.
+
+    They do all that the writing process does, in a folder of their own that goes with
+    them; only the checkpoints are written together.
+    """
+
+    result = None
+
+    def __init__(self, path: str):
+        """Args:
+        path: of the run's folder, whose records they read.
+        """
+        self._own = tempfile.TemporaryDirectory(prefix="optlab-")
+        self.path = pathlib.Path(self._own.name)
+        self.checkpoints = pathlib.Path(path) / "checkpoints"
+        records = pathlib.Path(path) / "metrics.jsonl"
+        if records.exists():
+            shutil.copy(records, self.path)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Leaves it to the writing process."""
+
+    def close(self) -> None:
+        """Removes the folder of its own."""
+        self._own.cleanup()
+
+
+def open_workdir(path: str, *arguments: Any, **options: Any) -> Workdir | Follower:
+    """The run's folder, which the first process opens as all of them hear.
+
+    Args:
+      path: of the folder.
+      *arguments: of `Workdir`.
+      **options: of `Workdir`.
+
+    Raises:
+      UserError: in all processes, where the first cannot use it.
+    """
+    if jax.process_count() == 1:
+        return Workdir(path, *arguments, **options)
+    folder, refused = None, None
+    if jax.process_index() == 0:
+        try:
+            folder = Workdir(path, *arguments, **options)
+        except UserError as error:
+            refused = error
+    complete = folder is not None and folder.result is not None
+    told = np.int32([getattr(refused, "status", 0), complete])
+    status, complete = multihost_utils.broadcast_one_to_all(told).tolist()
+    if refused:
+        raise refused
+    if folder:
+        return folder
+    if status:
+        heard = UserError(f"--workdir: process 0 cannot use {path}")
+        heard.status = status
+        raise heard
+    folder = Follower(path)
+    folder.result = {} if complete else None
+    return folder
 
 
 def flatten_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

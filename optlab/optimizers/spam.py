@@ -209,6 +209,55 @@ def scale_by_spam(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def spike_shares(
+    updates: optax.Updates,
+    state: ScaleBySpamState,
+    *,
+    spike_threshold: Any = 5000.0,
+    reset_interval: int = 500,
+    clip_start_step: int = 20,
+    roles: Any = None,
+) -> optax.Updates:
+    """How much of each layer the next update would clip.
+
+    Args:
+      updates: the gradients to come.
+      state: before the update.
+      spike_threshold, reset_interval, clip_start_step, roles: of the transform.
+
+    Returns:
+      A tree like `updates` of shares of 1, one a layer: of its entries that have a
+      moment, those above the threshold.
+    """
+    position = window_position(state.count + 1, reset_interval)
+    active = (position >= clip_start_step) & (position > 0)
+    resets = (state.count + 1) // reset_interval if reset_interval else 0
+    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+    key = jax.random.fold_in(key, resets)
+    rule = as_rule(roles)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(updates)
+
+    def share(i, path, g, v):
+        role, wide = rule(path, g), g.astype(state_dtype(g))
+        view = View.of(role, g.shape) if isinstance(role, Matrix) else None
+        if view and v.shape != g.shape:
+            columns = _Columns.draw(jax.random.fold_in(key, i), view, view.flat(v))
+            wide = columns.gather(wide)
+        clipped = clip_to_moment(wide, v, spike_threshold, active) != wide
+        if view is None:
+            return jnp.mean(clipped)
+        spread = clipped if v.shape != g.shape else clipped.transpose(view.order)
+        return jnp.mean(spread.reshape(*view.stack, -1), -1)
+
+    second = treedef.flatten_up_to(state.nu)
+    return treedef.unflatten(
+        [
+            share(i, path, g, v)
+            for i, ((path, g), v) in enumerate(zip(leaves, second, strict=True))
+        ]
+    )
+
+
 def spam(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -28,7 +28,8 @@ def test_the_language_models_loss_is_the_cross_entropy(small):
     normalizer = np.log(np.exp(logits).sum(-1))
     chosen = np.take_along_axis(logits, batch[:, 1:, None].astype(int), -1)[..., 0]
     expected = (normalizer - chosen).mean()
-    np.testing.assert_allclose(task.eval_loss(params, batch), expected, rtol=1e-5)
+    metrics = task.eval_metrics(params, batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     loss, aux = task.loss(params, batch, jax.random.key(0))
     np.testing.assert_allclose(aux["z_loss"], 0.01 * (normalizer**2).mean(), rtol=1e-5)
     np.testing.assert_allclose(loss, expected + aux["z_loss"], rtol=1e-5)
