@@ -233,7 +233,7 @@ def noise_adaptive(
             (d * jnp.expand_dims(ratio, layer.axes)).astype(d.dtype)
             for d, layer, ratio in zip(
                 jax.tree.leaves(directions),
-                *(layers, _ratios(noises, layers, alpha, exponent)),
+                *(layers, layer_ratios(noises, layers, alpha, exponent)),
                 strict=True,
             )
         ]
@@ -253,7 +253,7 @@ def _capped(norm: jax.Array) -> jax.Array:
     return jnp.minimum(norm, float(jnp.finfo(norm.dtype).max) ** 0.4)
 
 
-def _ratios(
+def layer_ratios(
     noises: Sequence[jax.Array], layers: Sequence[Layers], alpha: Any, exponent: Any
 ) -> list[jax.Array]:
     """`(alpha_t / max alpha_t)^p`, without the quotient of two small numbers."""
