@@ -16,6 +16,7 @@ from experiments import config as configs
 # Name -> module with `run(out)`, which gets the folder and returns the exit status.
 SUITES = {
     "catalogue": "experiments.benchmark.catalogue",
+    "cost": "experiments.benchmark.cost",
     "orthogonalize": "experiments.benchmark.orthogonalize",
     "scaling": "experiments.benchmark.scaling",
     "step": "experiments.benchmark.step",
@@ -32,6 +33,8 @@ _OUT = flags.DEFINE_string(
 for module in MODULES.values():
     if hasattr(module, "FLAGS"):
         _FLAGS.append_flag_values(module.FLAGS)
+        # They share the values, and not that these were parsed.
+        module.FLAGS.mark_as_parsed()
 
 
 def main(positional: list[str], overrides: list[str]) -> int:

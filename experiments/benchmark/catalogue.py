@@ -16,6 +16,7 @@ from rich.table import Table
 import optlab
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
+from experiments.models.transformer import Size
 
 # The paper of COSMOS trains with half a million tokens a step.
 _TOKENS = 2**19
@@ -29,9 +30,16 @@ COLUMNS = (
 )
 
 
+def sized(model: str) -> Size:
+    """The size that `350M` names, or `350M:48` for one with that many layers."""
+    name, _, layers = model.partition(":")
+    size = SIZES[name]
+    return size._replace(layers=int(layers)) if layers else size
+
+
 def llama_shapes(name: str = "130M"):
     """The parameters of a LLaMA with scanned layers, as `jax.ShapeDtypeStruct`."""
-    size = SIZES[name]
+    size = sized(name)
     width, layers, hidden = size.width, size.layers, size.hidden
     square, wide, tall = (width, width), (width, hidden), (hidden, width)
     matrices = dict.fromkeys(("query", "key", "value", "out"), square)

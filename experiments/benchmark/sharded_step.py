@@ -7,7 +7,6 @@ Prints one JSON object a line. Parameters are laid out by `fsdp_rules`, the step
 layouts are pinned on both sides and its state is donated.
 """
 
-import inspect
 import json
 import math
 import sys
@@ -22,18 +21,35 @@ from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
 
+COLUMNS = (
+    "model",
+    "devices",
+    "optimizer",
+    "collectives",
+    "in loops",
+    "large",
+    "MB moved",
+    "GFLOPs of products",
+    "GFLOPs of QR and eigh",
+    "GFLOPs of elements",
+    "MB of state",
+    "MB of temporaries",
+    "seconds to compile",
+)
+
 
 def measure(model: str, devices: int, method: str) -> dict[str, Any]:
     """Compiles one optimizer's step for one model on that many devices.
 
     Args:
-      model: a size of `experiments.models.llama`.
+      model: a size of `experiments.models.llama`, or `SIZE:LAYERS`.
       devices: of the mesh, which this process must have.
       method: a name of the registry.
 
     Returns:
-      One row of the suite. All of it is per device; collectives count as often as
-      they run, and their bytes are those of their results.
+      One row of the suite, as `COLUMNS` names it. All of it is per device;
+      collectives count as often as they run, and their bytes are those of their
+      results.
     """
     mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
     distribute = sharding.over_mesh(mesh, "data")
@@ -63,25 +79,22 @@ def measure(model: str, devices: int, method: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     program = Program(compiled.as_text())
     collectives = program.collectives()
-    factorization = count_flops(update, *shapes, while_trips=1).factorization
-    spread = (
-        "distribute"
-        in inspect.signature(optlab.registry.get(method).factory).parameters
+    # Of all devices; what the text does not show is counted in the traced program.
+    traced = count_flops(update, *shapes, while_trips=1)
+    values = (
+        sum(c.trips for c in collectives),
+        sum(c.trips for c in collectives if c.in_loop),
+        sum(c.trips for c in collectives if c.elements > 4096),
+        sum(c.trips * c.bytes for c in collectives) / 1e6,
+        program.matmul_flops() / 1e9,
+        traced.factorization / devices / 1e9,
+        traced.elementwise / devices / 1e9,
+        _local_bytes(state, kept) / 1e6,
+        compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        seconds,
     )
-    return {
-        "model": model,
-        "devices": devices,
-        "optimizer": method,
-        "collectives": sum(c.trips for c in collectives),
-        "in loops": sum(c.trips for c in collectives if c.in_loop),
-        "large": sum(c.trips for c in collectives if c.elements > 4096),
-        "MB moved": sum(c.trips * c.bytes for c in collectives) / 1e6,
-        "GFLOPs of products": program.matmul_flops() / 1e9,
-        "GFLOPs of QR and eigh": factorization / (devices if spread else 1) / 1e9,
-        "MB of state": _local_bytes(state, kept) / 1e6,
-        "MB of temporaries": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-        "seconds to compile": seconds,
-    }
+    rounded = (round(value, 3) for value in values)
+    return dict(zip(COLUMNS, (model, devices, method, *rounded), strict=True))
 
 
 def _local_bytes(state: Any, layouts: Any) -> int:

@@ -34,3 +34,19 @@ def small():
 @pytest.fixture(autouse=True)
 def _in_repository(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture
+def given():
+    """Gives a suite its flags, as a command line would."""
+    suites = []
+
+    def give(own, **values):
+        suites.append(own)
+        own(["", *(f"--{name}={value}" for name, value in values.items())])
+
+    yield give
+    for own in suites:
+        own.unparse_flags()
+        for name in own:
+            own[name].unparse()

@@ -4,26 +4,9 @@ import csv
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 import optlab
 from experiments.benchmark import orthogonalize, step, timing
-
-
-@pytest.fixture
-def given():
-    """Gives a suite its flags, as a command line would."""
-    suites = []
-
-    def give(own, **values):
-        suites.append(own)
-        own(["", *(f"--{name}={value}" for name, value in values.items())])
-
-    yield give
-    for own in suites:
-        own.unparse_flags()
-        for name in own:
-            own[name].unparse()
 
 
 def rows_of(path):

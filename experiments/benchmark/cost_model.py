@@ -1,0 +1,306 @@
+"""What an optimizer step costs a device on any mesh, worked out from shapes alone.
+
+Nothing is compiled, and no device is needed: `step_cost` traces one device's share of
+the step and adds up what `optlab.sharding.over_mesh` moves. docs/scaling.md has the
+assumptions and what follows from them; the tests hold the model against scaling.csv.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.sharding import AbstractMesh
+
+import optlab
+from experiments.flops import count_flops
+from optlab import sharding
+from optlab.distribution import OverMesh, matrix_axis
+
+
+class Cost(NamedTuple):
+    """Of one step on one device.
+
+    Attributes:
+      products: operations of matrix products.
+      factorizations: operations of QR and eigh.
+      elements: operations on single elements.
+      exchanged: bytes of each all-to-all's result.
+      gathered: bytes of each all-gather's result.
+      memory: bytes read from and written to the device's memory.
+      state: bytes of the optimizer's state.
+    """
+
+    products: float
+    factorizations: float
+    elements: float
+    exchanged: tuple[int, ...]
+    gathered: tuple[int, ...]
+    memory: float
+    state: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes of the results of all collectives."""
+        return sum(self.exchanged) + sum(self.gathered)
+
+
+class Chip(NamedTuple):
+    """A chip's published peaks.
+
+    Attributes:
+      products: float32 operations a second.
+      training: bfloat16 operations a second.
+      memory: bytes a second.
+      link: bytes a second out of the chip: over NVLink, or one link of the torus.
+      axes: of the torus; 0 where a switch joins all chips of a node.
+      reach: chips that those links join.
+      network: bytes a second and chip to those beyond; 0 for not beyond.
+      latency: seconds of a collective.
+      source: of the numbers.
+    """
+
+    products: float
+    training: float
+    memory: float
+    link: float
+    axes: int
+    reach: int
+    network: float
+    latency: float
+    source: str
+
+
+_NVIDIA = "NVIDIA {} datasheet (SXM); ConnectX-7, 400 Gb/s a GPU"
+_GOOGLE = "cloud.google.com/tpu/docs/{}; float32 is six bfloat16 passes"
+CHIPS = {
+    "H100": Chip(
+        *(67e12, 989e12, 3.35e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H100"))
+    ),
+    "H200": Chip(
+        *(67e12, 989e12, 4.8e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H200"))
+    ),
+    "TPU v5e": Chip(
+        *(197e12 / 6, 197e12, 819e9, 50e9, 2, 256, 0, 5e-6, _GOOGLE.format("v5e"))
+    ),
+    "TPU v5p": Chip(
+        *(459e12 / 6, 459e12, 2765e9, 100e9, 3, 8960, 0, 5e-6, _GOOGLE.format("v5p"))
+    ),
+}
+# QR and eigh reach about this share of the peak of products.
+FACTORIZATION_SHARE = 0.005
+
+
+class _Share(OverMesh):
+    """Stands for `over_mesh`: one device's share is worked out, moves are noted."""
+
+    def __init__(self, devices: int):
+        super().__init__(AbstractMesh((devices,), ("data",)), ("data",))
+        self.exchanged: list[int] = []
+        self.gathered: list[int] = []
+
+    def __call__(
+        self, f: Callable[..., Any], matrices: int, stacks: Sequence[int]
+    ) -> Callable[..., Any]:
+        """`f` on as many matrices as the busiest device has."""
+
+        def spread(*groups: Any) -> Any:
+            counts = [group[0].shape[0] for group in groups]
+            shares = [-(-count // self.size) for count in counts]
+            own = (
+                tuple(x[:share] for x in group)
+                for group, share in zip(groups, shares, strict=True)
+            )
+            results = f(*own)
+            for before, after, share, length in zip(
+                groups, results, shares, stacks, strict=True
+            ):
+                self._note(before, matrices, share, length, back=False)
+                self._note(after, 1, share, length, back=True)
+            return tuple(
+                jax.tree.map(functools.partial(_repeat, n), result)
+                for result, n in zip(results, counts, strict=True)
+            )
+
+        return spread
+
+    def _note(self, arrays, matrices: int, share: int, length: int, back: bool) -> None:
+        """The moves of a group, by the rule of `OverMesh`."""
+        if self.size == 1:
+            return
+        together: dict[Any, int] = {}
+        for i, x in enumerate(arrays):
+            if x is None or (i >= matrices and self.lives_by_stack(length)):
+                continue
+            local = share * math.prod(x.shape[1:]) * x.dtype.itemsize
+            if matrix_axis(x.shape[1:], self.size) is not None:
+                together[x.dtype] = together.get(x.dtype, 0) + local
+            elif back:
+                self.gathered.append(local * self.size)
+        self.exchanged.extend(together.values())
+
+
+def _repeat(count: int, x: jax.Array) -> jax.Array:
+    """A stack of that many slices; which ones does not matter."""
+    return jnp.pad(x, [(0, count - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+
+
+def step_cost(
+    method: str, params: Any, devices: int, *, usual: bool = False, **kwargs: Any
+) -> Cost:
+    """What one step costs a device, its parameters cut by rows over all of them.
+
+    A matrix method that takes `distribute` works on whole matrices apart. One that
+    does not is left to the compiler, which cuts each product by rows and gathers its
+    right operand.
+
+    Args:
+      method: a name of the registry.
+      params: tree of `jax.ShapeDtypeStruct`.
+      devices: that the work is spread over.
+      usual: whether to take a step on which no basis is made or refreshed. The other
+        one has, of each kind of operation, what the dearest step has.
+      **kwargs: arguments for the method.
+
+    Returns:
+      The cost of one step.
+    """
+    entry = optlab.registry.get(method)
+    accepted = inspect.signature(entry.factory).parameters
+    apart = "distribute" in accepted
+    share = _Share(devices)
+
+    def build(distribute: Any) -> tuple[Any, Callable[..., Any]]:
+        offered = kwargs | {"distribute": distribute}
+        given = {k: v for k, v in offered.items() if k in accepted}
+        tx = entry.factory(1e-3, **given)
+
+        def update(grads, state, params):
+            return tx.update(grads, state, params, **dict.fromkeys(entry.needs, grads))
+
+        return tx, update
+
+    tx, update = build(None)
+    state = jax.eval_shape(tx.init, params)
+    count = functools.partial(count_flops, while_trips=1, cheapest_branch=usual)
+    whole = count(update, params, state, params)
+    busiest, each = whole.factorization / devices, devices
+    if apart:
+        update = build(_Share(devices))[1]
+        busiest, each = count(update, params, state, params).factorization, 1
+        # A function that was traced would not be traced again.
+        update = build(share)[1]
+    jaxpr = jax.make_jaxpr(update)(params, state, params).jaxpr
+    products = _products(jaxpr, min if usual else max)
+    if not apart and devices > 1:
+        share.gathered = [size for _, size in products]
+    specs = sharding.param_specs(params, sharding.fsdp_rules(share.mesh))
+    layouts = sharding.state_specs(
+        tx, params, specs, distribute=share if apart else None
+    )
+    kept = _local_bytes(share.mesh, state, layouts)
+    own = _local_bytes(share.mesh, params, specs)
+    moved = sum(share.exchanged) + sum(share.gathered)
+    return Cost(
+        products=sum(flops for flops, _ in products) / each,
+        factorizations=busiest,
+        elements=whole.elementwise * own / _local_bytes(share.mesh, params, None),
+        exchanged=tuple(share.exchanged),
+        gathered=tuple(share.gathered),
+        # Gradients in, parameters in and out, state in and out; packed, sent,
+        # received and unpacked.
+        memory=3 * own + 2 * kept + 4 * moved,
+        state=kept,
+    )
+
+
+def _local_bytes(mesh: AbstractMesh, tree: Any, specs: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    whole = [leaf.size * leaf.dtype.itemsize for leaf in leaves]
+    if specs is None:
+        return sum(whole)
+    layouts = jax.tree.leaves(sharding.to_shardings(mesh, specs))
+    return sum(
+        math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, layout in zip(leaves, layouts, strict=True)
+    )
+
+
+def _products(jaxpr, choose: Callable[..., Any]) -> list[tuple[int, int]]:
+    """Operations, and bytes of the right operand, of each product that runs."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            left, right = (x.aval for x in eqn.invars)
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(left.shape[axis] for axis in contracted)
+            flops = 2 * eqn.outvars[0].aval.size * depth
+            found.append((flops, right.size * right.dtype.itemsize))
+        bodies = [_products(b, choose) for b in core.jaxprs_in_params(eqn.params)]
+        if eqn.primitive.name == "cond":
+            bodies = [choose(bodies, key=lambda body: sum(flops for flops, _ in body))]
+        found += [x for body in bodies for x in body] * eqn.params.get("length", 1)
+    return found
+
+
+def seconds(cost: Cost, chip: Chip, devices: int) -> Mapping[str, float] | None:
+    """A lower bound of the step's time on that many chips, by part.
+
+    Args:
+      cost: from `step_cost`, for the same number.
+      chip: one of `CHIPS`.
+      devices: that the work is spread over.
+
+    Returns:
+      Seconds of arithmetic, memory and links, which follow on one another; None where
+      the chip's links do not reach so far.
+    """
+    if devices > chip.reach and not chip.network:
+        return None
+    arithmetic = (
+        cost.products + cost.factorizations / FACTORIZATION_SHARE
+    ) / chip.products
+    many = len(cost.exchanged) + len(cost.gathered)
+    links = _exchange(sum(cost.exchanged), chip, devices) + _gather(
+        sum(cost.gathered), chip, devices
+    )
+    return {
+        "arithmetic": arithmetic,
+        "memory": cost.memory / chip.memory,
+        "links": links + many * chip.latency,
+    }
+
+
+def _exchange(size: float, chip: Chip, devices: int) -> float:
+    """An all-to-all in which every device receives that many bytes."""
+    if devices == 1:
+        return 0.0
+    if chip.axes:
+        # On a ring of k each byte passes k/4 links on the average, two ways at once.
+        return size * max(_side(chip, devices), 4) / 8 / chip.link
+    near = min(devices, chip.reach)
+    far = (devices - near) / devices * size / chip.network
+    return max((near - 1) / devices * size / chip.link, far)
+
+
+def _gather(size: float, chip: Chip, devices: int) -> float:
+    """An all-gather after which every device has that many bytes."""
+    if devices == 1:
+        return 0.0
+    received = (devices - 1) / devices * size
+    if chip.axes:
+        used = min(chip.axes, math.log2(devices))
+        return received / (2 * used * chip.link)
+    near = min(devices, chip.reach)
+    # A node's chips share what comes from the other nodes.
+    far = (devices - near) / devices * size / (chip.network * near)
+    return max(received / chip.link, far)
+
+
+def _side(chip: Chip, devices: int) -> int:
+    """The longest side of the torus that so many chips make up."""
+    return 2 ** math.ceil(math.log2(devices) / chip.axes)
