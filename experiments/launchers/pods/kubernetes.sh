@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# One training on several Kubernetes pods with GPUs: fills in and applies kubernetes.yaml.
+#
+#   IMAGE=registry.example.org/optlab:1 CLAIM=runs PODS=2 GPUS=8 \
+#       bash experiments/launchers/pods/kubernetes.sh --config=configs/c4_llama.py \
+#       --workdir=/runs/a --config.mesh.data=-1
+#
+# The image's working folder is the repository, its python has `optlab[experiments,gpu]`;
+# CLAIM is a volume that many pods may write, mounted at /runs. NAME (optlab) names the
+# Job. --dry_run as the first word, or DRY_RUN=1, prints the manifest and applies nothing.
+set -euo pipefail
+
+dry_run=${DRY_RUN:-}
+if [[ ${1:-} == --dry_run ]]; then
+  dry_run=1
+  shift
+fi
+missing=()
+for name in IMAGE CLAIM PODS GPUS; do
+  [[ -n ${!name:-} ]] || missing+=("$name")
+done
+if ((${#missing[@]})); then
+  echo "error: set ${missing[*]}" >&2
+  exit 2
+fi
+if (($# == 0)); then
+  echo "error: give the training's flags, such as --config and --workdir" >&2
+  exit 2
+fi
+
+NAME=${NAME:-optlab}
+# A list of JSON strings is one of YAML's; Kubernetes reads $$ as a plain $.
+FLAGS=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:])[1:-1])' "${@//\$/\$\$}")
+manifest=$(grep -v '^#' "$(dirname "$0")/kubernetes.yaml")
+for name in NAME IMAGE CLAIM PODS GPUS FLAGS; do
+  manifest=${manifest//"\$$name"/"${!name}"}
+done
+if [[ -n $dry_run ]]; then
+  echo "$manifest"
+else
+  kubectl apply -f - <<<"$manifest"
+fi
