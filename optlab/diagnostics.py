@@ -146,7 +146,7 @@ def _orthogonality_error(update: jax.Array, layer: Layers) -> jax.Array:
     rows = u.shape[-2]
     norm = linalg.frobenius_norm(u, axis=(-2, -1), keepdims=True)
     u = u * (math.sqrt(rows) / jnp.maximum(norm, 1e-30))
-    error = linalg.matmul(u, u.mT) - jnp.eye(rows, dtype=u.dtype)
+    error = linalg.matmul(u, u.mT) - jnp.eye(rows, dtype=u.dtype)[None]
     size = linalg.frobenius_norm(error, axis=(-2, -1)) / math.sqrt(rows)
     return size.reshape(layer.stack)
 

@@ -77,21 +77,25 @@ def test_nothing_is_nothing(tmp_path):
 
 def spoil(folder, how):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
+    # The values of the parameters, and what leads to them.
+    arrays = [path for path in (folder / "params").rglob("d/*")]
+    contents = {path: bytearray(path.read_bytes()) for path in arrays}
     if how == "truncated":
-        largest.write_bytes(content[: len(content) // 2])
+        for path, content in contents.items():
+            path.write_bytes(content[: len(content) // 2])
     elif how == "empty":
         for path in files:
             path.write_bytes(b"")
     elif how == "missing":
-        largest.unlink()
+        for path in arrays:
+            path.unlink()
     elif how == "no place":
         (folder / "place" / "metadata").unlink()
     elif how == "changed":
         # In the middle of the values, where no format's own checksum need be.
-        content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
+        for path, content in contents.items():
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

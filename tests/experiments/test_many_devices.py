@@ -1,0 +1,141 @@
+"""Runs on meshes and in several processes are those of one device."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import config as configs
+from experiments.trainer import loop
+from experiments.trainer.layout import Layout
+from tests.experiments.conftest import small_arguments
+from tests.experiments.test_train import read
+
+
+def losses_of(folder):
+    return [record["loss"] for record in read(folder)[0]]
+
+
+def forget(folder, step):
+    """As if the run had been killed before that checkpoint."""
+    shutil.rmtree(folder / "checkpoints" / str(step))
+    (folder / "result.json").unlink()
+
+
+def test_a_run_goes_on_with_other_devices(tmp_path, small):
+    words = {
+        "optimizer__name": "root",
+        "train__steps": 4,
+        "train__checkpoint_every": 2,
+        "train__ema_decay": 0.5,
+    }
+    alone, folder = tmp_path / "alone", tmp_path / "run"
+    assert loop.train(small(**words), str(alone)) == 0
+    meshes = (
+        {"mesh__data": -1, "mesh__model": 2},
+        {"mesh__data": 4, "mesh__mode": "pmap", "train__diagnostics_every": 4},
+        {"mesh__slice": 2, "mesh__data": 2},
+    )
+    for mesh in meshes:
+        assert loop.train(small(**mesh, **words), str(folder)) == 0
+        np.testing.assert_allclose(losses_of(folder), losses_of(alone), rtol=1e-3)
+        averages = [read(x)[0][-1]["val_loss_ema"] for x in (folder, alone)]
+        np.testing.assert_allclose(*averages, rtol=1e-3)
+        forget(folder, 4)
+    log = (folder / "log.txt").read_text()
+    assert log.count("goes on after step 2") == len(meshes) - 1
+    assert "mesh: {'data': 4, 'model': 2}, jit" in log
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"mesh__data": 9}, "mesh.data: given 9, .* of 8 devices"),
+        ({"mesh__data": 0}, "mesh.data: given 0"),
+        ({"mesh__data": 3}, "microbatches of 8 rows do not split over 3 devices"),
+        ({"mesh__model": 2, "mesh__mode": "pmap"}, "mesh.model: given 2, allowed 1"),
+        ({"mesh__mode": "vmap"}, "mesh.mode: given 'vmap', allowed jit, pmap"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_line(tmp_path, small, words, says):
+    with pytest.raises(configs.UserError, match=says):
+        loop.train(small(**words), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_slices_have_batches_of_their_own_and_share_nothing_else(small):
+    layout = Layout(small(mesh__slice=2, mesh__data=2, mesh__model=2))
+    batch = layout.put(np.arange(8, dtype=np.int32))
+    assert batch.sharding.spec == P(("slice", "data"))
+    assert layout.distribute.axes == ("data", "model")
+
+
+def start(index, port, folder, words, said):
+    command = [
+        *(sys.executable, "-m", "experiments.train", "--config=configs/stdlib_lm.py"),
+        *(f"--workdir={folder}", "--multihost", "--num_processes=2"),
+        *(f"--coordinator_address=localhost:{port}", f"--process_id={index}"),
+        *small_arguments(**words, mesh__data=-1),
+    ]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with said.open("w") as file:
+        return subprocess.Popen(command, env=os.environ | flags, stderr=file)
+
+
+def test_two_processes_take_over_and_stop_together(tmp_path, small):
+    words = {"train__steps": 300, "train__checkpoint_every": 150}
+    words |= {"train__eval_every": 100}
+    alone, folder = tmp_path / "alone", tmp_path / "run"
+    assert loop.train(small(**words), str(alone)) == 0
+    shutil.copytree(alone, folder)
+    forget(folder, 300)
+    (folder / "metrics.jsonl").write_text(
+        "".join(line + "\n" for line in read_lines(folder)[:155])
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    said = [tmp_path / f"said{index}" for index in (0, 1)]
+    both = [start(index, port, folder, words, said[index]) for index in (0, 1)]
+    try:
+        deadline = time.monotonic() + 240
+        while len(read_lines(folder)) < 160:
+            told = [file.read_text() for file in said]
+            assert time.monotonic() < deadline, told
+            assert [run.poll() for run in both] == [None, None], told
+            time.sleep(0.05)
+        both[1].send_signal(signal.SIGTERM)
+        for run in both:
+            run.wait(timeout=120)
+    finally:
+        for run in both:
+            run.kill()
+            run.wait()
+    told = [file.read_text() for file in said]
+    assert [run.returncode for run in both] == [143, 143], told
+    result = json.loads((folder / "result.json").read_text())
+    steps = result["steps"]
+    assert result["reason"] == "preempted"
+    assert (folder / "checkpoints" / str(steps)).is_dir()
+    assert [record["step"] for record in read(folder)[0]] == list(range(1, steps + 1))
+    assert "goes on after step 150" in told[0]
+    assert "goes on after step 150" not in told[1]  # one of them speaks
+    np.testing.assert_allclose(
+        losses_of(folder)[:160], losses_of(alone)[:160], rtol=2e-3
+    )
+    # And one process takes over from the two.
+    assert loop.train(small(**words), str(folder)) == 0
+    assert [record["step"] for record in read(folder)[0]] == list(range(1, 301))
+    np.testing.assert_allclose(losses_of(folder), losses_of(alone), rtol=2e-2)
+
+
+def read_lines(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
