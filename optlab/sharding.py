@@ -243,7 +243,11 @@ def _factor_spec(
 
 
 def init_state(
-    tx: optax.GradientTransformation, params: Any, *, distribute: Any = None
+    tx: optax.GradientTransformation,
+    params: Any,
+    *,
+    distribute: Any = None,
+    memory_kind: str | None = None,
 ) -> Any:
     """An optimizer's state, sharded from the start as its sharded parameters are.
 
@@ -253,22 +257,84 @@ def init_state(
       tx: any optax transformation.
       params: tree of arrays with a `NamedSharding` each.
       distribute: the optimizer's, made by `over_mesh`.
+      memory_kind: where it rests, see `state_shardings`.
 
     Returns:
       `tx.init(params)`, laid out by `state_specs`.
+
+    Raises:
+      ValueError: the devices have no such memory.
     """
-    return jax.jit(tx.init, out_shardings=state_shardings(tx, params, distribute))(
-        params
-    )
+    layouts = state_shardings(tx, params, distribute, memory_kind)
+    return jax.jit(tx.init, out_shardings=layouts)(params)
 
 
 def state_shardings(
-    tx: optax.GradientTransformation, params: Any, distribute: Any = None
+    tx: optax.GradientTransformation,
+    params: Any,
+    distribute: Any = None,
+    memory_kind: str | None = None,
 ) -> Any:
-    """`state_specs` as shardings on the mesh that the parameters lie on."""
+    """`state_specs` as shardings on the mesh that the parameters lie on.
+
+    Args:
+      tx: any optax transformation.
+      params: tree of arrays with a `NamedSharding` each.
+      distribute: the optimizer's, made by `over_mesh`.
+      memory_kind: of the state's arrays; its plain numbers stay on the devices.
+        `"pinned_host"` is the hosts' memory, for a `tx` made by `offloaded`. None: the
+        devices' own.
+
+    Returns:
+      The tree of `NamedSharding` like the state.
+
+    Raises:
+      ValueError: the devices have no such memory.
+    """
     specs = jax.tree.map(lambda p: p.sharding.spec, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    return to_shardings(mesh, state_specs(tx, params, specs, distribute=distribute))
+    layouts = to_shardings(mesh, state_specs(tx, params, specs, distribute=distribute))
+    if memory_kind is None:
+        return layouts
+    kinds = [m.kind for m in mesh.local_mesh.devices.flat[0].addressable_memories()]
+    if memory_kind not in kinds:
+        raise ValueError(
+            f"memory_kind: the devices have no {memory_kind!r}, but {', '.join(kinds)}"
+        )
+    return jax.tree.map(
+        lambda layout, x: layout.with_memory_kind(memory_kind) if x.ndim else layout,
+        *(layouts, jax.eval_shape(tx.init, params)),
+    )
+
+
+def offloaded(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` with a state that rests in the hosts' memory between steps.
+
+    Each step brings the state to the devices and takes it back. Pin both sides of the
+    step to `state_shardings(..., memory_kind="pinned_host")`; the state has the
+    structure of `tx`'s own. Not every backend can do this: `state_shardings` says so.
+
+    Args:
+      tx: any optax transformation, outermost.
+
+    Returns:
+      The transformation.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def update_fn(updates, state, params=None, **extra):
+        near = _moved(state, jax.memory.Space.Device)
+        updates, near = tx.update(updates, near, params, **extra)
+        return updates, _moved(near, jax.memory.Space.Host)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
+
+
+def _moved(state: Any, space: Any) -> Any:
+    """The state's arrays in that memory; plain numbers stay."""
+    return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, state)
 
 
 def to_shardings(mesh: Mesh, specs: Any) -> Any:

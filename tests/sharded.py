@@ -86,9 +86,11 @@ def laid_out(layout):
     return mesh, sharding.over_mesh(mesh, over), rules(mesh)
 
 
-def pinned(name, tx, params, distribute):
+def pinned(name, tx, params, distribute, memory_kind=None):
     """The compiled step with its layouts pinned on both sides, and the first state."""
-    state = sharding.init_state(tx, params, distribute=distribute)
+    state = sharding.init_state(
+        tx, params, distribute=distribute, memory_kind=memory_kind
+    )
     layouts = jax.tree.map(lambda x: x.sharding, (params, state))
     step = jit_quickly(stepper(name, tx), donate_argnums=(1, 2), out_shardings=layouts)
     return step, state

@@ -208,6 +208,27 @@ def test_zero1_state_of_bfloat16_parameters(name):
         assert leaf.dtype != jnp.bfloat16
 
 
+def test_state_that_rests_in_the_hosts_memory():
+    mesh, distribute, rules = laid_out("fsdp")
+    params = place(mesh, rules, arrays(SHAPES))
+    gradients = [place(mesh, rules, arrays(SHAPES, seed=seed)) for seed in SEEDS]
+    tx = make("cosmos", distribute=distribute)
+    kinds = [m.kind for m in jax.devices()[0].addressable_memories()]
+    with pytest.raises(ValueError, match=f"no 'tape', but {', '.join(kinds)}"):
+        sharding.init_state(tx, params, memory_kind="tape")
+    if "pinned_host" not in kinds:
+        pytest.skip("this backend has no pinned_host memory")
+    near, state = pinned("cosmos", tx, params, distribute)
+    expected, _ = follow(near, fresh(params), state, gradients)
+    away = sharding.offloaded(tx)
+    far, state = pinned("cosmos", away, params, distribute, "pinned_host")
+    result, state = follow(far, fresh(params), state, gradients)
+    close(1e-6)(result, expected)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.memory_kind == ("pinned_host" if leaf.ndim else "device")
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+
+
 # Meshes, rules and their errors.
 
 
