@@ -141,45 +141,90 @@ def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
     return OverMesh(mesh, names)
 
 
-def over_axis(name: str | tuple[str, ...]) -> Distribute:
-    """Spreads matrix work over a named axis, inside `jax.pmap` or `jax.shard_map`.
+class OverAxis:
+    """Made by `over_axis`; `axes` name the axis, `size` is None where not told."""
 
-    For parameters that are the same on all devices: each takes its share of every
-    stack, and the results are gathered.
+    def __init__(self, axes: str | tuple[str, ...], size: int | None):
+        self.axes, self.size = axes, size
 
-    Args:
-      name: the axis, or several.
-
-    Returns:
-      What the matrix methods take as `distribute`.
-    """
-
-    def distribute(
-        f: Callable[..., Any], matrices: int, stacks: Sequence[int]
+    def __call__(
+        self, f: Callable[..., Any], matrices: int, stacks: Sequence[int]
     ) -> Callable[..., Any]:
-        del matrices, stacks
+        """`f` on this device's share of its stacks, its results gathered."""
+        del stacks
 
         def spread(*groups: Any) -> Any:
-            size, index = lax.axis_size(name), lax.axis_index(name)
-            shares = [-(-_stack_size(g) // size) for g in groups]
+            size, index = lax.axis_size(self.axes), lax.axis_index(self.axes)
+            counts = list(map(_stack_size, groups))
+            shares = [-(-n // size) for n in counts]
 
-            def own(group: Any, share: int) -> Any:
-                padded = _pad(group, share * size - _stack_size(group))
-                return jax.tree.map(
-                    lambda x: lax.dynamic_slice_in_dim(x, index * share, share), padded
+            def own(x: jax.Array, share: int) -> jax.Array:
+                return lax.dynamic_slice_in_dim(x, index * share, share)
+
+            def takes(group: Any, n: int, share: int) -> Any:
+                # Factors that live by stack slice are this device's share already.
+                return tuple(
+                    own(_pad(x, share * size - n), share) if x.shape[0] == n else x
+                    for x in group
                 )
 
-            results = f(*map(own, groups, shares))
-            gathered = jax.tree.map(
-                lambda x: lax.all_gather(x, name, tiled=True), results
-            )
+            results = f(*map(takes, groups, counts, shares))
+            # A result after the matrix is a factor anew, and stays where that is.
+            stay = [
+                {i + 1 for i, x in enumerate(group[matrices:]) if x.shape[0] < n}
+                for group, n in zip(groups, counts, strict=True)
+            ]
+            away = [
+                {i: x for i, x in enumerate(result) if i not in kept}
+                for result, kept in zip(results, stay, strict=True)
+            ]
             return tuple(
-                _cut(r, _stack_size(g)) for r, g in zip(gathered, groups, strict=True)
+                tuple((dict(enumerate(result)) | _cut(whole, n)).values())
+                for result, whole, n in zip(
+                    results, _gather(away, self.axes), counts, strict=True
+                )
             )
 
         return spread
 
-    return distribute
+    def lives_by_stack(self, length: int) -> bool:
+        """Whether factors with that leading axis lie where they are worked on."""
+        return self.size is not None and length % self.size == 0
+
+
+def over_axis(name: str | tuple[str, ...], size: int | None = None) -> Distribute:
+    """Spreads matrix work over a named axis, inside `jax.pmap` or `jax.shard_map`.
+
+    For parameters that are the same on all devices: each takes its share of every
+    stack, and the results are gathered, all of a bucket at once. Factors that are the
+    same everywhere are gathered with them. With `size` those whose stack it divides
+    can stay where they are worked on: lay the state out by
+    `state_specs(..., distribute=...)` in `shard_map`'s specs.
+
+    Args:
+      name: the axis, or several.
+      size: its devices.
+
+    Returns:
+      What the matrix methods take as `distribute`.
+    """
+    return OverAxis(name, size)
+
+
+def _gather(tree: Any, axes: str | tuple[str, ...]) -> Any:
+    """Every array `(share, ...)` of all devices, as `(devices share, ...)`: one move
+    a dtype.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    whole = list(leaves)
+    for dtype in {x.dtype: None for x in leaves}:
+        places = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+        packed = jnp.concatenate([leaves[i].reshape(-1) for i in places])
+        moved = lax.all_gather(packed, axes)
+        ends = np.cumsum([leaves[i].size for i in places])[:-1]
+        for i, part in zip(places, jnp.split(moved, ends, -1), strict=True):
+            whole[i] = part.reshape(-1, *leaves[i].shape[1:])
+    return jax.tree.unflatten(treedef, whole)
 
 
 def _stack_size(group: Any) -> int:

@@ -201,8 +201,10 @@ class View(NamedTuple):
         return factor.reshape(-1, *factor.shape[len(self.stack) :])
 
     def unflat(self, factor: jax.Array) -> jax.Array:
-        """The factor with its own stack axes again."""
-        return factor.reshape(*self.stack, *factor.shape[1:])
+        """The factor, or a slice of its stack, with its own stack axes again."""
+        return factor.reshape(
+            *(-1, *self.stack[1:])[: len(self.stack)], *factor.shape[1:]
+        )
 
 
 def tree_views(tree: Any, rule: Rule, owner: str) -> Any:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from optlab.describe import owning_parameter, state_leaves
 from optlab.distribution import (  # noqa: F401, the last two are public here
+    OverAxis,
     OverMesh,
     matrix_axis,
     mesh_size,
@@ -200,7 +201,7 @@ def state_specs(
       params: tree of arrays or `jax.ShapeDtypeStruct`.
       specs: tree of `PartitionSpec`; for state that is sharded further than the
         parameters (ZeRO-1), give the state's own here.
-      distribute: the optimizer's, made by `over_mesh`.
+      distribute: the optimizer's, made by `over_mesh` or `over_axis`.
 
     Returns:
       A tree of `PartitionSpec` like the state.
@@ -230,12 +231,14 @@ def state_specs(
 def _factor_spec(
     shape: Sequence[int], own: Sequence[int], layout: Any, distribute: Any
 ) -> P:
-    """Where `OverMesh` takes and leaves a factor `(stack..., x, y)`."""
+    """Where `distribute` takes and leaves a factor `(stack..., x, y)`."""
     stacked = len(shape) > 2 and shape[0] == own[0]
-    if not isinstance(distribute, OverMesh):
+    if not isinstance(distribute, OverMesh | OverAxis):
         return P(*layout[:1]) if stacked else P()
     if stacked and distribute.lives_by_stack(shape[0]):
         return P(distribute.axes)
+    if isinstance(distribute, OverAxis):
+        return P()
     cut = matrix_axis(shape[-2:], distribute.size) if len(shape) > 1 else None
     if cut is None:
         return P()
