@@ -10,11 +10,16 @@ from experiments.config import UserError
 from experiments.launchers.job import command
 from experiments.points import Point
 
+# More than any step has QRs that do not wait for each other; idle ones cost nothing.
+_POOL_THREADS = 16
+
 
 class Process:
     """A worker; the launcher's Ctrl-C does not reach it by itself."""
 
-    def __init__(self, words: Sequence[str], log: pathlib.Path, cache: pathlib.Path):
+    def __init__(
+        self, words: Sequence[str], log: pathlib.Path, variables: Mapping[str, str]
+    ):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             self._process = subprocess.Popen(
@@ -22,7 +27,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | environment(cache),
+                env=os.environ | variables,
                 start_new_session=True,
             )
 
@@ -54,20 +59,37 @@ class Local:
             raise UserError(f"--slurm: given {dict(parameters)}, --launcher is local")
         del folder
         self.slots = workers
+        # Threads of several workers on the same cores only wait for each other.
+        crowded = workers > 1 and (os.cpu_count() or 1) < 4 * workers
+        self._variables = {"XLA_FLAGS": _one_thread()} if crowded else {}
 
     def start(
         self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
     ) -> list[Process]:
         """Starts a process for each point."""
+        variables = environment(cache) | self._variables
         return [
-            Process(command(point, folder), folder / point.name / "worker.log", cache)
+            Process(
+                command(point, folder), folder / point.name / "worker.log", variables
+            )
             for point in points
         ]
 
 
+def _one_thread() -> str:
+    given = os.environ.get("XLA_FLAGS", "")
+    return f"{given} --xla_cpu_multi_thread_eigen=false".strip()
+
+
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    """Variables of a worker: points of one shape compile once."""
+    """Variables of a worker: points of one shape compile once, none stands still.
+
+    jaxlib's batched QR waits inside XLA's pool for work that it puts into the same pool
+    (0.10.2): as many at once as it has threads, one a core by default, wait for good.
+    """
+    threads = max(os.cpu_count() or 1, _POOL_THREADS)
     return {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PJRT_NPROC": os.environ.get("PJRT_NPROC", str(threads)),
     }
