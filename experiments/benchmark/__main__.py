@@ -20,6 +20,7 @@ SUITES = {
     "orthogonalize": "experiments.benchmark.orthogonalize",
     "scaling": "experiments.benchmark.scaling",
     "step": "experiments.benchmark.step",
+    "train": "experiments.benchmark.train",
 }
 MODULES = {name: importlib.import_module(path) for name, path in SUITES.items()}
 

@@ -34,10 +34,10 @@ _MODELS = flags.DEFINE_list(
 _DEVICES = flags.DEFINE_list(
     "devices", ["1", "8", "64"], "scaling: numbers of devices", flag_values=FLAGS
 )
-_OPTIMIZERS = flags.DEFINE_list(
+OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["all"],
-    "scaling: names of the registry, or `all`",
+    "scaling, train: names of the registry, or `all`",
     flag_values=FLAGS,
 )
 _KEY = ("model", "devices", "optimizer")
@@ -56,7 +56,7 @@ def run(out: pathlib.Path) -> int:
 
     Writes scaling.csv, scaling.md and scaling.png into `out`.
     """
-    methods = _OPTIMIZERS.value
+    methods = OPTIMIZERS.value
     if methods == ["all"]:
         methods = optlab.registry.names()
     _check("optimizers", methods, optlab.registry.names())

@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 
 import optlab
@@ -19,8 +20,12 @@ from experiments.flops import count_flops
 from experiments.models.llama import SIZES
 
 FLAGS = flags.FlagValues()
-_MODEL = flags.DEFINE_string(
-    "model", "130M", f"shapes: {', '.join(SIZES)}", flag_values=FLAGS
+MODEL = flags.DEFINE_enum(
+    "model",
+    None,
+    [*SIZES],
+    "step: shapes, 130M by default; train: 20M on a CPU, else 350M",
+    flag_values=FLAGS,
 )
 _LAYERS = flags.DEFINE_integer(
     "layers", 1, "layers of the steps that are timed", flag_values=FLAGS
@@ -31,13 +36,15 @@ _COMPILED_LAYERS = flags.DEFINE_integer(
     "layers of the programs whose compilation is timed",
     flag_values=FLAGS,
 )
-_RUNS = flags.DEFINE_integer(
+RUNS = flags.DEFINE_integer(
     "runs", 5, "runs in turns, of which the median counts", flag_values=FLAGS
 )
 
 COLUMNS = (
     "optimizer",
     "compile, s",
+    "/ muon",
+    "its CPU, s",
     "/ muon",
     "step, ms",
     "/ adamw",
@@ -67,10 +74,15 @@ def blocks(name: str, layers: int):
 class Step:
     """One optimizer's update, as a function of gradients, state and parameters."""
 
-    def __init__(self, name: str):
-        self._tx = optimizer(name, roles=optlab.default_roles())
-        self._needs = optlab.registry.get(name).needs
-        self._needs = self._needs({}) if callable(self._needs) else self._needs
+    def __init__(self, tx, needs: tuple[str, ...] = ()):
+        self._tx = tx
+        self._needs = needs
+
+    @classmethod
+    def of(cls, name: str, **kwargs) -> "Step":
+        """An entry of the registry."""
+        tx = optimizer(name, roles=optlab.default_roles(), **kwargs)
+        return cls(tx, optlab.registry.get(name).needs_for(kwargs))
 
     def __call__(self, grads, state, params):
         """The updates and the new state."""
@@ -92,28 +104,49 @@ class Step:
         return lambda: step(values, state, values)
 
 
+def _given_diagonal() -> optax.GradientTransformationExtraArgs:
+    """What makes the Hessian diagonal for Sophia: the training step, as here."""
+
+    def update(updates, state, params=None, *, hessian_diag, **extra):
+        del updates, params, extra
+        return hessian_diag, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def every_step() -> dict[str, Step]:
+    """The registry's entries, two of their cheaper settings, and optax's Sophia."""
+    steps = {name: Step.of(name) for name in optlab.registry.names()}
+    steps["root, ns_steps=4"] = Step.of("root", ns_steps=4)
+    steps["lanton, dual_norm=lanczos"] = Step.of("lanton", dual_norm="lanczos")
+    sophia = optax.contrib.sophia(1e-3, hessian_diagonal_fn=_given_diagonal())
+    return steps | {"sophia": Step(sophia, ("hessian_diag",))}
+
+
 def compiled(steps: dict[str, Step], params, runs: int):
-    """Median seconds to compile, and temporary bytes, of each."""
+    """Median seconds to compile, of the wall and of the CPU, and temporary bytes."""
     seconds, memory = {name: [] for name in steps}, {}
     for _ in range(runs):
         for name, step in steps.items():
             jax.clear_caches()
-            start = time.perf_counter()
+            start = np.array([time.perf_counter(), time.process_time()])
             program = jax.jit(step).lower(*step.arguments(params)).compile()
-            seconds[name].append(time.perf_counter() - start)
+            end = np.array([time.perf_counter(), time.process_time()])
+            seconds[name].append(end - start)
             analysis = program.memory_analysis()
             memory[name] = analysis.temp_size_in_bytes if analysis else float("nan")
-    return {name: float(np.median(s)) for name, s in seconds.items()}, memory
+    return {name: np.median(s, 0) for name, s in seconds.items()}, memory
 
 
 def run(out: pathlib.Path) -> int:
     """Writes step.csv, step.md and step.png into `out`."""
-    steps = {name: Step(name) for name in optlab.registry.names()}
-    large = blocks(_MODEL.value, _COMPILED_LAYERS.value)
-    compiling, memory = compiled(steps, large, min(_RUNS.value, 3))
-    small = blocks(_MODEL.value, _LAYERS.value)
+    model = MODEL.value or "130M"
+    steps = every_step()
+    large = blocks(model, _COMPILED_LAYERS.value)
+    compiling, memory = compiled(steps, large, min(RUNS.value, 3))
+    small = blocks(model, _LAYERS.value)
     functions = {name: step.bound(small) for name, step in steps.items()}
-    times = timing.interleaved(functions | timing.products(), _RUNS.value)
+    times = timing.interleaved(functions | timing.products(), RUNS.value)
     rate = timing.roofline(times)
     counts, rows = {}, []
     for name, step in steps.items():
@@ -125,8 +158,10 @@ def run(out: pathlib.Path) -> int:
         rows.append(
             (
                 name,
-                f"{compiling[name]:.2f}",
-                f"{compiling[name] / compiling['muon']:.2f}",
+                f"{compiling[name][0]:.2f}",
+                f"{compiling[name][0] / compiling['muon'][0]:.2f}",
+                f"{compiling[name][1]:.2f}",
+                f"{compiling[name][1] / compiling['muon'][1]:.2f}",
                 f"{1e3 * times[name]:.0f}",
                 f"{times[name] / times['adamw']:.1f}",
                 f"{times[name] / times['muon']:.2f}",
@@ -139,23 +174,25 @@ def run(out: pathlib.Path) -> int:
             )
         )
     command = (
-        f"python -m experiments.benchmark --suite=step --model={_MODEL.value} "
+        f"python -m experiments.benchmark --suite=step --model={model} "
         f"--layers={_LAYERS.value} --compiled_layers={_COMPILED_LAYERS.value} "
-        f"--runs={_RUNS.value}"
+        f"--runs={RUNS.value}"
     )
     heading = (
         f"Made by `{command}` on {timing.machine()}.\n"
-        "float32; `muon` and `adamw` are optax's. Time, FLOPs and share of the "
-        f"roofline ({rate / 1e9:.0f} GFLOP/s,\nthe fastest plain product in the same "
-        f"turns) are of {_LAYERS.value} layer(s), on a step that makes no basis anew;\n"
-        f"compiling, state and temporary memory of {_COMPILED_LAYERS.value}."
+        "float32; `adamw`, `lion`, `muon` and `sophia` are optax's, and `adahessian` "
+        "and `sophia` are given their\nHessian diagonal. Time, FLOPs and share of the "
+        f"roofline ({rate / 1e9:.0f} GFLOP/s, the fastest plain product\nin the same "
+        f"turns) are of {_LAYERS.value} layer(s), on a step that makes no basis anew; "
+        f"compiling, state and\ntemporary memory of {_COMPILED_LAYERS.value}, every "
+        "matrix a leaf of its own."
     )
     timing.write(out / "step", heading, COLUMNS, rows)
     timing.bars(
         out / "step.png",
         list(steps),
         {
-            "compile time": [compiling[k] / compiling["muon"] for k in steps],
+            "compile time": [compiling[k][0] / compiling["muon"][0] for k in steps],
             "step time": [times[k] / times["muon"] for k in steps],
             "FLOPs": [counts[k] / counts["muon"] for k in steps],
             "temporary memory": [memory[k] / memory["muon"] for k in steps],

@@ -5,8 +5,7 @@ import csv
 import jax
 import jax.numpy as jnp
 
-import optlab
-from experiments.benchmark import orthogonalize, step, timing
+from experiments.benchmark import orthogonalize, scaling, step, timing, train
 
 
 def rows_of(path):
@@ -44,8 +43,9 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
 
     monkeypatch.setattr(step, "blocks", blocks)
     monkeypatch.setattr(timing, "_SIDES", (16,))
-    names = ["adamw", "muon", "root"]
-    monkeypatch.setattr(optlab.registry, "names", lambda: names)
+    every = step.every_step()
+    names = ["adamw", "muon", "root", "sophia"]
+    monkeypatch.setattr(step, "every_step", lambda: {k: every[k] for k in names})
     given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
     assert step.run(tmp_path) == 0
     rows = rows_of(tmp_path / "step.csv")
@@ -53,6 +53,26 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
     # Counted, not timed: AdamW holds two moments, ROOT one on its matrices.
     assert float(rows[0]["GFLOPs"]) < float(rows[1]["GFLOPs"]) + 0.1
     assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_the_suite_of_training_steps(tmp_path, monkeypatch, given):
+    """The runner's own steps, in bfloat16 and with microbatches, as on a GPU."""
+    given(step.FLAGS, model="tiny", runs=1)
+    given(scaling.FLAGS, optimizers="root")
+    given(
+        train.FLAGS, batch=4, context=8, accumulate=2, dtype="bfloat16", vocabulary=16
+    )
+    monkeypatch.setattr(train, "_SETTINGS", ["--config.model.layers=1"])
+    assert train.run(tmp_path) == 0
+    rows = rows_of(tmp_path / "train.csv")
+    assert [row["optimizer"] for row in rows] == ["adamw", "root"]
+    assert float(rows[0]["/ adamw"]) == 1
+    # AdamW holds two moments, ROOT one on its matrices, which are most of it.
+    assert float(rows[1]["state, MB"]) < 0.7 * float(rows[0]["state, MB"])
+    shares = [float(row["share of the update"].rstrip("%")) for row in rows]
+    assert 0 < shares[0] < shares[1] < 100
+    assert "bfloat16" in (tmp_path / "train.md").read_text()
+    assert (tmp_path / "train.png").stat().st_size > 0
 
 
 def test_the_blocks_of_a_llama():
