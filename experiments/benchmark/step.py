@@ -39,6 +39,14 @@ _COMPILED_LAYERS = flags.DEFINE_integer(
 RUNS = flags.DEFINE_integer(
     "runs", 5, "runs in turns, of which the median counts", flag_values=FLAGS
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "step, train: of Newton-Schulz products, and in train of activations; float32 on a "
+    "CPU, else bfloat16",
+    flag_values=FLAGS,
+)
 
 COLUMNS = (
     "optimizer",
@@ -114,11 +122,20 @@ def _given_diagonal() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def every_step() -> dict[str, Step]:
-    """The registry's entries, two of their cheaper settings, and optax's Sophia."""
-    steps = {name: Step.of(name) for name in optlab.registry.names()}
-    steps["root, ns_steps=4"] = Step.of("root", ns_steps=4)
-    steps["lanton, dual_norm=lanczos"] = Step.of("lanton", dual_norm="lanczos")
+def dtype() -> str:
+    """What products are made in: what the flag says, or what the backend likes."""
+    return DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def every_step(**kwargs) -> dict[str, Step]:
+    """The registry's entries, two of their cheaper settings, and optax's Sophia.
+
+    Each entry gets those of the arguments that it has.
+    """
+    steps = {name: Step.of(name, **kwargs) for name in optlab.registry.names()}
+    steps["root, ns_steps=4"] = Step.of("root", ns_steps=4, **kwargs)
+    lanczos = dict(kwargs, dual_norm="lanczos")
+    steps["lanton, dual_norm=lanczos"] = Step.of("lanton", **lanczos)
     sophia = optax.contrib.sophia(1e-3, hessian_diagonal_fn=_given_diagonal())
     return steps | {"sophia": Step(sophia, ("hessian_diag",))}
 
@@ -141,7 +158,7 @@ def compiled(steps: dict[str, Step], params, runs: int):
 def run(out: pathlib.Path) -> int:
     """Writes step.csv, step.md and step.png into `out`."""
     model = MODEL.value or "130M"
-    steps = every_step()
+    steps = every_step(ns_dtype=dtype())
     large = blocks(model, _COMPILED_LAYERS.value)
     compiling, memory = compiled(steps, large, min(RUNS.value, 3))
     small = blocks(model, _LAYERS.value)
@@ -176,16 +193,17 @@ def run(out: pathlib.Path) -> int:
     command = (
         f"python -m experiments.benchmark --suite=step --model={model} "
         f"--layers={_LAYERS.value} --compiled_layers={_COMPILED_LAYERS.value} "
-        f"--runs={RUNS.value}"
+        f"--runs={RUNS.value} --dtype={dtype()}"
     )
     heading = (
         f"Made by `{command}` on {timing.machine()}.\n"
-        "float32; `adamw`, `lion`, `muon` and `sophia` are optax's, and `adahessian` "
-        "and `sophia` are given their\nHessian diagonal. Time, FLOPs and share of the "
-        f"roofline ({rate / 1e9:.0f} GFLOP/s, the fastest plain product\nin the same "
-        f"turns) are of {_LAYERS.value} layer(s), on a step that makes no basis anew; "
-        f"compiling, state and\ntemporary memory of {_COMPILED_LAYERS.value}, every "
-        "matrix a leaf of its own."
+        f"float32, with {dtype()} in our Newton-Schulz products; `adamw`, `lion`, "
+        "`muon` and `sophia` are optax's, and\n`adahessian` and `sophia` are given "
+        "their Hessian diagonal. Time, FLOPs and share of the roofline\n"
+        f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in the same turns) are "
+        f"of {_LAYERS.value} layer(s), on a step that makes no\nbasis anew; compiling, "
+        f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
+        "of its own."
     )
     timing.write(out / "step", heading, COLUMNS, rows)
     timing.bars(

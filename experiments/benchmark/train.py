@@ -38,12 +38,6 @@ _ACCUMULATE = flags.DEFINE_integer(
     "train: microbatches of a step; 1 on a CPU, else 32",
     flag_values=FLAGS,
 )
-_DTYPE = flags.DEFINE_string(
-    "dtype",
-    None,
-    "train: of activations and Newton-Schulz products; float32 on a CPU, else bfloat16",
-    flag_values=FLAGS,
-)
 _VOCABULARY = flags.DEFINE_integer(
     "vocabulary", 32_000, "train: tokens that there are", flag_values=FLAGS
 )
@@ -51,9 +45,9 @@ _VOCABULARY = flags.DEFINE_integer(
 _CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "c4_llama.py"
 _SETTINGS = ["--config.task.eval_windows=32"]
 _REFERENCE = "adamw"
-# Where a flag is not given: model, batch, context, accumulate, dtype.
-_ON_CPU = ("20M", 8, 64, 1, "float32")
-_ELSEWHERE = ("350M", 2048, 256, 32, "bfloat16")
+# Where a flag is not given: model, batch, context, accumulate.
+_ON_CPU = ("20M", 8, 64, 1)
+_ELSEWHERE = ("350M", 2048, 256, 32)
 
 COLUMNS = (
     "optimizer",
@@ -137,7 +131,7 @@ def _write_tokens(folder: pathlib.Path, count: int, vocabulary: int) -> None:
 
 def _given() -> tuple:
     defaults = _ON_CPU if jax.default_backend() == "cpu" else _ELSEWHERE
-    chosen = (step.MODEL, _BATCH, _CONTEXT, _ACCUMULATE, _DTYPE)
+    chosen = (step.MODEL, _BATCH, _CONTEXT, _ACCUMULATE)
     return tuple(
         default if flag.value is None else flag.value
         for flag, default in zip(chosen, defaults, strict=True)
@@ -153,7 +147,8 @@ def _names() -> list[str]:
 
 def run(out: pathlib.Path) -> int:
     """Writes train.csv, train.md and train.png into `out`."""
-    model, batch, context, accumulate, dtype = _given()
+    model, batch, context, accumulate = _given()
+    dtype = step.dtype()
     overrides = [
         f"--config.model.size={model}",
         f"--config.model.dtype={dtype}",

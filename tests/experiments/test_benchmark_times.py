@@ -45,7 +45,7 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
     monkeypatch.setattr(timing, "_SIDES", (16,))
     every = step.every_step()
     names = ["adamw", "muon", "root", "sophia"]
-    monkeypatch.setattr(step, "every_step", lambda: {k: every[k] for k in names})
+    monkeypatch.setattr(step, "every_step", lambda **_: {k: every[k] for k in names})
     given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
     assert step.run(tmp_path) == 0
     rows = rows_of(tmp_path / "step.csv")
@@ -57,12 +57,12 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
 
 def test_the_suite_of_training_steps(tmp_path, monkeypatch, given):
     """The runner's own steps, in bfloat16 and with microbatches, as on a GPU."""
-    given(step.FLAGS, model="tiny", runs=1)
+    given(step.FLAGS, model="tiny", runs=1, dtype="bfloat16")
     given(scaling.FLAGS, optimizers="root")
-    given(
-        train.FLAGS, batch=4, context=8, accumulate=2, dtype="bfloat16", vocabulary=16
-    )
-    monkeypatch.setattr(train, "_SETTINGS", ["--config.model.layers=1"])
+    given(train.FLAGS, batch=4, context=8, accumulate=2, vocabulary=16)
+    sizes = {"layers": 1, "width": 16, "heads": 2, "hidden": 24}
+    settings = [f"--config.model.{name}={size}" for name, size in sizes.items()]
+    monkeypatch.setattr(train, "_SETTINGS", [*train._SETTINGS, *settings])
     assert train.run(tmp_path) == 0
     rows = rows_of(tmp_path / "train.csv")
     assert [row["optimizer"] for row in rows] == ["adamw", "root"]
