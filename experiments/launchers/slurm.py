@@ -1,7 +1,8 @@
 """Points run as an array of SLURM jobs, through submitit.
 
-A job's end is read from its point's folder first, then from what submitit wrote, then
-from the queue: on a cluster without accounting a cancelled job is in no state at all.
+A job's end is read from its point's folder first, then from the queue: on a cluster
+without accounting a cancelled job is in no state at all, and one that was preempted or
+requeued has left an end behind and runs again.
 """
 
 import os
@@ -16,7 +17,6 @@ from experiments.launchers.job import FINISHED, command, finished
 from experiments.launchers.local import environment
 from experiments.points import Point
 
-# How often the queue is asked; a job of ours is in it by then.
 _SECONDS_BETWEEN_QUERIES = 10.0
 _GONE = 1
 
@@ -36,11 +36,10 @@ class Queue:
         self._asked = time.monotonic()
         self._ids: set[str] | None = None
 
-    def lacks(self, job_id: str) -> bool:
-        """Whether SLURM knows no such job, waiting or running."""
+    def lacks(self, job_id: str, submitted: float) -> bool:
+        """Whether SLURM knows no such job any more, waiting or running."""
         now = time.monotonic()
         if now - self._asked > _SECONDS_BETWEEN_QUERIES:
-            self._asked = now
             listed = subprocess.run(
                 ["squeue", "--noheader", "--me", "--array", "--format=%i"],
                 capture_output=True,
@@ -49,7 +48,9 @@ class Queue:
             )
             # No answer says nothing about the jobs.
             self._ids = set(listed.stdout.split()) if not listed.returncode else None
-        return self._ids is not None and job_id not in self._ids
+            self._asked = now
+        known = self._ids is not None and self._asked > submitted
+        return known and job_id not in self._ids
 
 
 class SlurmJob:
@@ -59,20 +60,21 @@ class SlurmJob:
         self._job = job
         self._folder = folder
         self._queue = queue
+        self._submitted = time.monotonic()
 
     def status(self) -> int | None:
         """None while it waits or works, then the exit status."""
         result = finished(self._folder)
         if result:
             return FINISHED[result["reason"]]
-        # Asked before the file is looked for, which may come meanwhile.
-        gone = self._queue.lacks(self._job.job_id)
+        if not self._queue.lacks(self._job.job_id, self._submitted):
+            return None
         if self._job.paths.result_pickle.exists():
             try:
                 return self._job.result()
             except Exception:  # whatever the job raised: it has failed
                 return _GONE
-        return _GONE if gone else None
+        return _GONE
 
     def stop(self) -> None:
         """Cancels it; SLURM sends SIGTERM first."""

@@ -43,7 +43,9 @@ class Trials:
         self._points = {point.name: point for point in points}
         parts = {point.part.name: point.part for point in points}
         try:
-            opened = optuna.storages.get_storage(storage)
+            # For the bare scheme SQLAlchemy 2.1 takes psycopg 3; ours is psycopg2.
+            url = storage.replace("postgresql://", "postgresql+psycopg2://", 1)
+            opened = optuna.storages.get_storage(url)
             for name, part in parts.items():
                 self._studies[name] = optuna.create_study(
                     storage=opened,

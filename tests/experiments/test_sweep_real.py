@@ -1,0 +1,406 @@
+"""Sweeps with the servers and the accidents that they meet: real processes, no stubs.
+
+Only what the workers train is replaced where a test needs many of them: a few lines
+that hold the folder's lock, write a record a step and go on where they were killed.
+"""
+
+import collections
+import contextlib
+import glob
+import http.client
+import json
+import os
+import pathlib
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import optuna
+import pytest
+
+from experiments import points, sweep
+from experiments.launchers import LAUNCHERS, job, local, slurm
+from experiments.launchers.trials import Trials
+
+RATE = "optimizer.learning_rate"
+STEPS = 5
+# As a run does: lock, records that are never twice there, the result last.
+WORKER = """
+import fcntl, json, os, pathlib, sys, time
+folder, rate = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+lock = (folder / ".lock").open("w")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(4)
+with (folder / "metrics.jsonl").open("a+") as file:
+    file.seek(0)
+    for step in range(len(file.readlines()) + 1, 6):
+        time.sleep(0.1)
+        file.write(json.dumps({"step": step, "loss": rate}) + "\\n")
+        file.flush()
+result = {"val_loss": rate, "reason": "completed", "steps": 5, "total_seconds": 0.5}
+with (folder.parent / "completed").open("a") as file:
+    file.write(folder.name + "\\n")
+(folder / "result.tmp").write_text(json.dumps(result))
+os.replace(folder / "result.tmp", folder / "result.json")
+"""
+# The command itself, with that instead of `experiments.train`.
+LAUNCHER = """
+import sys
+from experiments import command, sweep
+from experiments.launchers import local
+
+def words(point, folder):
+    rate = str(point.config.optimizer.learning_rate)
+    return [sys.executable, "-S", {worker!r}, str(folder / point.name), rate]
+
+local.command = words
+command.run(sweep.main, sweep._FLAGS)
+"""
+
+
+def written(folder, **part):
+    """A sweep file of one part."""
+    path = folder / "swept.py"
+    given = {"config": "configs/digits.py"} | part
+    path.write_text(f"def get_sweep():\n    return {given!r}\n")
+    return str(path)
+
+
+def rates(count):
+    return {RATE: [round(1e-3 * 1.1**i, 7) for i in range(count)]}
+
+
+def quick(folder):
+    """The words that work on a point in no time, for a launcher in this process."""
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+
+    def words(point, workdir):
+        rate = str(point.config.optimizer.learning_rate)
+        return [sys.executable, "-S", str(script), str(workdir / point.name), rate]
+
+    return words
+
+
+def opened(path, workdir, launcher="local", storage=None, **options):
+    wanted = points.load(path)
+    workdir.mkdir(exist_ok=True)
+    trials = Trials(
+        storage or f"sqlite:///{workdir}/optuna.db",
+        "swept",
+        wanted,
+        attempts=options.pop("attempts", sweep.ATTEMPTS),
+        anew=False,
+    )
+    started = LAUNCHERS[launcher](2, workdir, options)
+    return sweep.Sweep(wanted, workdir, trials, started)
+
+
+def recorded(storage):
+    """State, point and value of all trials."""
+    url = storage.replace("postgresql:", "postgresql+psycopg2:")
+    study = optuna.load_study(study_name="swept", storage=url)
+    return [(t.state.name, t.user_attrs["point"], t.value) for t in study.trials]
+
+
+def whole(folder):
+    """Whether a point's records are each step once."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+
+
+def processes(word):
+    """The processes with a word in their command line."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word in path.read_bytes().decode(errors="replace"):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def eventually(happened, seconds=60.0):
+    """What `happened()` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := happened()):
+        assert time.monotonic() < deadline, happened
+        time.sleep(0.05)
+    return value
+
+
+def test_forty_points_two_workers_killed_again_and_again(tmp_path):
+    path = written(tmp_path, axes=rates(40))
+    (tmp_path / "worker.py").write_text(WORKER)
+    script = tmp_path / "launcher.py"
+    script.write_text(LAUNCHER.format(worker=str(tmp_path / "worker.py")))
+    workdir = tmp_path / "w"
+    words = [sys.executable, str(script), f"--sweep={path}", f"--workdir={workdir}"]
+    words += ["--launcher=local", "--workers=2"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    completed = workdir / "completed"
+
+    def ended():
+        return len(completed.read_text().split()) if completed.exists() else 0
+
+    generator = random.Random(0)
+    for goal in (5, 14, 24, 33):
+        launcher = subprocess.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        eventually(lambda goal=goal: ended() >= goal)
+        workers = eventually(lambda: processes(f"{workdir}/"))
+        victims = [launcher.pid, *generator.sample(workers, len(workers) // 2 + 1)]
+        generator.shuffle(victims)  # the launcher before its workers, or after
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(generator.random() * 0.2)
+        launcher.wait()
+        assert ended() < 40
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 completed; best 0.0010 at learning_rate=0.001 " in done.stdout
+    wanted = {p.name: p.config.optimizer.learning_rate for p in points.load(path)}
+    trials = recorded(f"sqlite:///{workdir}/optuna.db")
+    good = {point: value for state, point, value in trials if state == "COMPLETE"}
+    assert good == wanted
+    # A worker killed under a living launcher is a failed attempt, and nothing else is.
+    assert collections.Counter(state for state, _, _ in trials)["COMPLETE"] == 40
+    assert {state for state, _, _ in trials} <= {"COMPLETE", "FAIL"}
+    assert sorted(completed.read_text().split()) == sorted(wanted)
+    assert all(whole(workdir / name) for name in wanted)
+
+
+def test_a_worker_without_memory_has_failed(tmp_path, monkeypatch, capsys):
+    """A perceptron of five gigabytes under a limit of four."""
+    train = job.command
+
+    def limited(point, folder):
+        return ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "-", *train(point, folder)]
+
+    monkeypatch.setattr(local, "command", limited)
+    overrides = {"model.width": 20000, "train.steps": 1}
+    path = written(tmp_path, overrides=overrides, axes={RATE: [1e-3]})
+    opening = opened(path, tmp_path / "w", attempts=2)
+    assert opening.run() == 1
+    opening.board.summary()
+    said = capsys.readouterr().out
+    ((name, error),) = opening.failed.items()
+    assert any(word in error for word in ("RESOURCE_EXHAUSTED", "alloc", "emory")), said
+    assert said.count("; tried again") == 1
+    assert f"failed: {tmp_path}/w/{name} (learning_rate=0.001): {error}" in said
+    trials = recorded(f"sqlite:///{tmp_path}/w/optuna.db")
+    assert trials == [("FAIL", name, None)] * 2
+
+
+@pytest.fixture
+def postgres():
+    """The URL of a server of Debian's, started for the test."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    if not found:
+        pytest.skip("needs PostgreSQL (make system-deps)")
+    binaries = pathlib.Path(found[-1]).parent
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sweep-postgres-"))
+    user, port = pwd.getpwuid(os.getuid()).pw_name, free_port()
+    become = []
+    if user == "root":  # as which it refuses to run
+        user, become = "postgres", ["setpriv", "--reuid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres")
+
+    def call(*words):
+        subprocess.run(
+            [*become, *map(str, words)], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        )
+
+    data = folder / "data"
+    try:
+        call(binaries / "initdb", "-D", data, "-A", "trust", "-U", user, "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F"
+        control = (binaries / "pg_ctl", "-w", "-D", data)
+        call(*control, "-l", folder / "log", "-o", options, "start")
+        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+        call(*control, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_postgres_holds_the_trials(tmp_path, monkeypatch, postgres):
+    monkeypatch.setattr(local, "command", quick(tmp_path))
+    path = written(tmp_path, axes=rates(4))
+    assert opened(path, tmp_path / "w", storage=postgres).run() == 0
+    trials = recorded(postgres)
+    assert [(s, v) for s, _, v in trials] == [("COMPLETE", r) for r in rates(4)[RATE]]
+    # Again there is nothing to do; another machine's folder learns nothing by itself.
+    assert opened(path, tmp_path / "w", storage=postgres).run() == 0
+    assert recorded(postgres) == trials
+    assert not (tmp_path / "w" / "optuna.db").exists()
+
+
+def test_the_dashboard_shows_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "command", quick(tmp_path))
+    workdir = tmp_path / "w"
+    assert opened(written(tmp_path, axes=rates(2)), workdir).run() == 0
+    port = free_port()
+    served = subprocess.Popen(
+        [
+            str(pathlib.Path(sys.executable).parent / "optuna-dashboard"),
+            *(f"sqlite:///{workdir}/optuna.db", "--port", str(port)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def get(path):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as asked:
+            asked.request("GET", path)
+            return json.loads(asked.getresponse().read())
+
+    def answer():
+        with contextlib.suppress(ConnectionRefusedError):
+            return get("/api/studies")
+        return None
+
+    try:
+        (study,) = eventually(answer)["study_summaries"]
+        assert study["study_name"] == "swept"
+        shown = get(f"/api/studies/{study['study_id']}?after=0")
+        assert [t["values"] for t in shown["trials"]] == [[r] for r in rates(2)[RATE]]
+    finally:
+        served.kill()
+        served.wait()
+
+
+SLURM_CONF = """
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
+MinJobAge=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """SLURM on this machine, with munge, both for the test alone."""
+    missing = [
+        name
+        for name in ("munged", "slurmctld", "slurmd", "sbatch")
+        if not shutil.which(name)
+    ]
+    if missing or os.getuid():
+        pytest.skip("needs root and SLURM (make system-deps)")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sweep-slurm-"))
+    folder.chmod(0o755)
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    text = SLURM_CONF.format(
+        host=socket.gethostname().split(".")[0],
+        folder=folder,
+        ports=(free_port(), free_port()),
+    )
+    (folder / "slurm.conf").write_text(text)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    key = folder / "key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    commands = [
+        [
+            *("munged", "--foreground", "--force", f"--key-file={key}"),
+            *(f"--socket={folder}/munge", f"--pid-file={folder}/munge.pid"),
+            *(f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"),
+        ],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D"],
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for command in commands:
+            log = stack.enter_context((folder / f"{command[0]}.log").open("w"))
+            started = subprocess.Popen(command, stdout=log, stderr=log)
+            stack.callback(started.wait)
+            stack.callback(started.terminate)
+            if command[0] == "munged":
+                eventually((folder / "munge").exists)
+
+        def idle():
+            said = subprocess.run(
+                ["sinfo", "--noheader", "--format=%t"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return said.stdout.strip() == "idle"
+
+        eventually(idle)
+        yield folder
+
+
+def test_slurm_runs_an_array_one_of_which_is_requeued(tmp_path, monkeypatch, cluster):
+    monkeypatch.setattr(slurm, "command", quick(tmp_path))
+    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUERIES", 1.0)
+    workdir = tmp_path / "w"
+    path = written(tmp_path, axes=rates(3))
+    opening = opened(path, workdir, launcher="slurm", time=5)
+    requeued = []
+    look = opening._look
+
+    def look_and_requeue():
+        """Sends the first job that works back to the queue, once."""
+        at_work = [n for n in opening.points if (workdir / n / ".lock").exists()]
+        if at_work and not requeued:
+            requeued.append(opening.jobs[at_work[0]]._job.job_id)
+            subprocess.run(["scontrol", "requeue", requeued[0]], check=True)
+        for number in requeued:  # SLURM would let it wait for two minutes
+            subprocess.run(
+                ["scontrol", "update", f"JobId={number}", "StartTime=now"],
+                check=False,
+                capture_output=True,
+            )
+        look()
+
+    monkeypatch.setattr(opening, "_look", look_and_requeue)
+    assert opening.run() == 0
+    assert requeued
+    trials = recorded(f"sqlite:///{workdir}/optuna.db")
+    assert [(s, v) for s, _, v in trials] == [("COMPLETE", r) for r in rates(3)[RATE]]
+    # It went on where it was stopped, or started anew: each step is there once.
+    assert all(whole(workdir / name) for name in opening.points)
+    completed = (workdir / "completed").read_text().split()
+    assert sorted(completed) == sorted(opening.points)
