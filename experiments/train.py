@@ -36,8 +36,8 @@ _EVALUATE = flags.DEFINE_bool(
 _RESET_OPTIMIZER = flags.DEFINE_bool(
     "reset_optimizer",
     False,
-    "go on from the newest checkpoint with a new optimizer state; optimizer and "
-    "schedule may be others (give it once, not when the run goes on again)",
+    "go on from the newest checkpoint with a new optimizer state; optimizer, "
+    "schedule and steps may be others (give it once, not when the run goes on again)",
     flag_values=_FLAGS,
 )
 _PROFILE = flags.DEFINE_bool(

@@ -43,7 +43,7 @@ def train(
       overrides: fields that the command line set, for the record.
       overwrite: remove what an earlier run left there.
       reset_optimizer: go on from the newest checkpoint with a new optimizer state;
-        optimizer and schedule may be others than before.
+        optimizer, schedule and number of steps may be others than before.
       profile: write a trace of a few steps to the folder.
 
     Returns:

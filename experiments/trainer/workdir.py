@@ -36,7 +36,7 @@ MAY_CHANGE = (
     "mesh.mode",
 )
 # What a fresh optimizer state allows to change besides.
-_OF_OPTIMIZER = ("optimizer.", "schedule.")
+_OF_OPTIMIZER = ("optimizer.", "schedule.", "train.steps")
 _PACKAGES = (
     *("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain"),
     "orbax-checkpoint",
@@ -76,7 +76,7 @@ class Workdir:
           config: of the run to come, or to go on.
           digest: of its data.
           overwrite: remove what an earlier run left.
-          new_optimizer: the config may have another optimizer and schedule than before.
+          new_optimizer: optimizer, schedule and steps may be others than before.
 
         Raises:
           WorkdirInUse: if another process holds it.
@@ -141,9 +141,11 @@ class Workdir:
                 f"--workdir: {self.path} holds {left[0]} without the config of its "
                 f"run, {choose}"
             ) from None
-        for field in sorted(before.keys() | self._fields.keys()):
-            old, new = before.get(field), self._fields.get(field)
-            if old != new and not field.startswith(self._may_change):
+        fields = sorted(before.keys() | self._fields.keys())
+        changed = [x for x in fields if before.get(x) != self._fields.get(x)]
+        for field in changed:
+            if not field.startswith(self._may_change):
+                old, new = before.get(field), self._fields.get(field)
                 fresh = field.startswith(_OF_OPTIMIZER)
                 raise UserError(
                     f"--workdir: {self.path} holds a run with {field}={old!r}, "
@@ -157,7 +159,9 @@ class Workdir:
             raise UserError(
                 f"--workdir: {self.path} holds a run that diverged, {choose}"
             )
-        return result if result["reason"] == "completed" else None
+        done = result["reason"] == "completed"
+        goes_on = any(field.startswith(_OF_OPTIMIZER) for field in changed)
+        return result if done and not goes_on else None
 
     def _read(self, name: str) -> str:
         return (self.path / name).read_text()

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import config as configs
 from experiments.tasks import LanguageModel
-from experiments.trainer import loop
+from experiments.trainer import loop, program
 from experiments.trainer.checkpoints import Checkpoints
 from tests.experiments import kill_ten_times
 from tests.experiments.test_train import read
@@ -209,7 +209,7 @@ def test_a_non_finite_step_is_skipped_and_too_many_stop(
 ):
     # The batch of step k is number k - 1; the loss is NaN too, so the leaf is named.
     monkeypatch.setattr(Poisoned, "bad", tuple(step - 1 for step in steps))
-    monkeypatch.setitem(loop.TASKS, "language_model", Poisoned)
+    monkeypatch.setitem(program.TASKS, "language_model", Poisoned)
     config = small(train__steps=9, train__max_bad_steps=3, train__checkpoint_every=4)
     status = loop.train(config, str(tmp_path))
     records, result = read(tmp_path)

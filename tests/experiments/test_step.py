@@ -272,3 +272,37 @@ def test_the_hessian_comes_when_the_optimizer_asks_even_after_skips(accumulate):
 def test_what_no_step_supplies_is_named():
     with pytest.raises(ValueError, match="moonlight"):
         make_train_step(Parabola(), None, None, needs=("moonlight",))
+
+
+def test_every_so_many_gradients_are_spikes(small):
+    config = small()
+    calm, state, batch, peaks = build(config)
+    spiked, *_ = build(config, spike_every=3, spike_scale=50.0, clip_norm=1e9)
+    calm, spiked = jax.jit(calm), jax.jit(spiked)
+    for step in range(1, 5):
+        found = spiked(state, batch, peaks)[1]
+        state, expected = calm(state, batch, peaks)
+        factor = 50.0 if step == 3 else 1.0
+        norm = factor * expected["grad_norm"]
+        np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-6)
+        assert found["loss"] == expected["loss"]
+
+
+def test_the_average_of_the_weights_skips_what_training_skips():
+    task = Parabola()
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
+    step = jax.jit(
+        make_train_step(task, tx, optax.constant_schedule(1.0), ema_decay=0.75)
+    )
+    state = init_state(task, tx, 0, with_ema=True)
+    peaks, average = {"learning_rate": np.float32(0.1)}, state.params
+    for batch in (0, 1, 0):
+        state, _ = step(state, (batch,), peaks)
+        if batch == 0:
+            average = jax.tree.map(
+                lambda a, p: 0.75 * a + 0.25 * p, average, state.params
+            )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            *(state.ema, average),
+        )
