@@ -17,6 +17,7 @@ from experiments import config as configs
 from experiments.trainer import loop
 from experiments.trainer.layout import Layout
 from tests.experiments.conftest import small_arguments
+from tests.experiments.test_sweep_real import cluster  # noqa: F401
 from tests.experiments.test_train import read
 
 
@@ -139,3 +140,23 @@ def test_two_processes_take_over_and_stop_together(tmp_path, small):
 
 def read_lines(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_srun_tells_the_processes_of_each_other(tmp_path, cluster):  # noqa: F811
+    del cluster
+    words = small_arguments(train__steps=4, mesh__data=-1)
+    command = ["srun", "--ntasks=2", sys.executable, "-m", "experiments.train"]
+    command += ["--config=configs/stdlib_lm.py", f"--workdir={tmp_path}/run"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    done = subprocess.run(
+        [*command, "--multihost", *words],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mesh: {'data': 2}, jit" in done.stderr
+    assert done.stderr.count("completed after 4 steps") == 1
+    assert [record["step"] for record in read(tmp_path / "run")[0]] == [1, 2, 3, 4]
