@@ -19,6 +19,8 @@ SHAPES = {
     "layers": {"bias": (8, 16), "up": {"kernel": (8, 8, 16)}},
     "odd": {"kernel": (3, 8, 5)},
 }
+# For what is dear: no uneven stack, one bucket.
+FEW = {k: v for k, v in SHAPES.items() if k != "odd"}
 ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
 SEEDS = (1, 2, 3)  # of the gradients of each step
 
@@ -55,15 +57,25 @@ def make(name, learning_rate=1e-2, roles=ROLES, **kwargs):
 
 
 # Most of these tests' time is the compiler's.
-jit_quickly = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
+QUICKLY = {"xla_backend_optimization_level": 0}
+jit_quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 
 def stepper(name, tx):
     def step(grads, state, params):
         updates, state = tx.update(grads, state, params, **extras(name, grads))
         return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def together(txs):
+    """One step of trees by name, `txs` each on its own: compiled faster than apart."""
+    steps = {name: stepper(name, tx) for name, tx in txs.items()}
+
+    def step(grads, state, params):
+        done = {n: f(grads, state[n], params[n]) for n, f in steps.items()}
+        return tuple({n: pair[i] for n, pair in done.items()} for i in (0, 1))
 
     return step
 
@@ -91,9 +103,21 @@ def pinned(name, tx, params, distribute, memory_kind=None):
     state = sharding.init_state(
         tx, params, distribute=distribute, memory_kind=memory_kind
     )
+    return _pinned(stepper(name, tx), params, state), state
+
+
+def pinned_together(txs, params, distribute):
+    """The same for several by name."""
+    state = {
+        name: sharding.init_state(tx, params, distribute=distribute)
+        for name, tx in txs.items()
+    }
+    return _pinned(together(txs), dict.fromkeys(txs, params), state), state
+
+
+def _pinned(step, params, state):
     layouts = jax.tree.map(lambda x: x.sharding, (params, state))
-    step = jit_quickly(stepper(name, tx), donate_argnums=(1, 2), out_shardings=layouts)
-    return step, state
+    return jit_quickly(step, donate_argnums=(1, 2), out_shardings=layouts)
 
 
 def fresh(tree):

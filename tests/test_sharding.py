@@ -1,5 +1,6 @@
 """Sharded optimizers: the numbers agree, state is laid out, mistakes are named."""
 
+import inspect
 import os
 import pathlib
 import socket
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from optlab.registry import names
+from optlab.registry import get, names
 from tests.sharded import (
+    FEW,
     LAYOUTS,
+    QUICKLY,
     SEEDS,
     SHAPES,
     arrays,
@@ -28,13 +31,25 @@ from tests.sharded import (
     laid_out,
     make,
     pinned,
+    pinned_together,
     place,
     shapes_of,
     stepper,
+    together,
 )
 
+# Those without work of their own to spread are short, and share their programs.
+APART = [
+    n for n in names() if "distribute" in inspect.signature(get(n).factory).parameters
+]
+GROUPS = [*([n] for n in APART), [n for n in names() if n not in APART]]
 every_entry = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"on {n}")) for n in names()]
+    "group",
+    [
+        pytest.param(group, marks=pytest.mark.xdist_group(f"on {group[0]}"))
+        for group in GROUPS
+    ],
+    ids=" ".join,
 )
 
 
@@ -42,53 +57,66 @@ every_entry = pytest.mark.parametrize(
 
 
 @every_entry
-def test_one_device_equals_eight_in_every_way(name, x64):
+def test_one_device_equals_eight_in_every_way(group, x64):
     del x64
     params = arrays(SHAPES, jnp.float64)
     gradients = [arrays(SHAPES, jnp.float64, seed) for seed in SEEDS]
-    tx = make(name)
-    expected, _ = follow(
-        jit_quickly(stepper(name, tx)), params, tx.init(params), gradients
-    )
     same = close(1e-10)
+
+    def made(distribute=None):
+        return {n: make(n, distribute=distribute) for n in group}
+
+    txs = made()
+    many = dict.fromkeys(group, params)
+    start = {n: tx.init(params) for n, tx in txs.items()}
+    expected, _ = follow(jit_quickly(together(txs)), many, start, gradients)
 
     for layout in LAYOUTS:
         mesh, distribute, rules = laid_out(layout)
-        tx = make(name, distribute=distribute)
         placed = place(mesh, rules, params)
-        step, state = pinned(name, tx, placed, distribute)
+        step, state = pinned_together(made(distribute), placed, distribute)
         spread = [place(mesh, rules, g) for g in gradients]
-        result, _ = follow(step, fresh(placed), state, spread)
+        result, _ = follow(step, fresh(dict.fromkeys(group, placed)), state, spread)
         same(result, expected)
-
-    tx = make(name, distribute=sharding.over_axis("data"))
-    step = jax.pmap(stepper(name, tx), "data")
 
     def copies(tree):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *x.shape)), tree)
 
-    result, _ = follow(
-        step, copies(params), copies(tx.init(params)), map(copies, gradients)
-    )
+    inputs = copies((many, start, gradients))
+    step = jax.pmap(together(made(sharding.over_axis("data"))), "data")
+    lowered = step.lower(inputs[2][0], inputs[1], inputs[0])
+    result, _ = follow(lowered.compile(compiler_options=QUICKLY), *inputs)
     for device in (0, 7):
         same(jax.tree.map(lambda x, d=device: x[d], result), expected)
 
+    # Factors that live by stack slice, each device's own.
+    mesh = sharding.make_mesh({"data": 8})
+    distribute = sharding.over_axis("data", 8)
+    txs = made(distribute)
+    whole = jax.tree.map(lambda _: P(), params)
+    kept = {
+        n: sharding.state_specs(tx, params, whole, distribute=distribute)
+        for n, tx in txs.items()
+    }
     step = jax.shard_map(
-        stepper(name, tx),
-        mesh=sharding.make_mesh({"data": 8}),
-        in_specs=P(),
-        out_specs=P(),
+        together(txs),
+        mesh=mesh,
+        in_specs=(P(), kept, P()),
+        out_specs=(P(), kept),
         check_vma=False,
     )
-    result, _ = follow(jit_quickly(step), params, tx.init(params), gradients)
+    # Placed as the results will be, or the second step would be compiled anew.
+    state = jax.device_put(start, sharding.to_shardings(mesh, kept))
+    spread = jax.device_put((many, gradients), NamedSharding(mesh, P()))
+    result, _ = follow(jit_quickly(step), spread[0], state, spread[1])
     same(result, expected)
 
 
 @every_entry
-def test_wrapped_and_sharded_in_float32(name):
+def test_wrapped_and_sharded_in_float32(group):
     """Inside MultiSteps, chain, partition and inject_hyperparams, FSDP on eight."""
 
-    def wrapped(distribute=None):
+    def wrapped(name, distribute=None):
         def inner(learning_rate):
             return make(name, learning_rate, distribute=distribute)
 
@@ -109,17 +137,17 @@ def test_wrapped_and_sharded_in_float32(name):
 
     params = arrays(SHAPES)
     gradients = [arrays(SHAPES, seed=seed) for seed in (1, 2, 3, 4)]
-    tx = wrapped()
-    expected, _ = follow(
-        jit_quickly(stepper(name, tx)), params, tx.init(params), gradients
-    )
+    txs = {n: wrapped(n) for n in group}
+    start = {n: tx.init(params) for n, tx in txs.items()}
+    many = dict.fromkeys(group, params)
+    expected, _ = follow(jit_quickly(together(txs)), many, start, gradients)
     mesh, distribute, rules = laid_out("fsdp")
-    tx = wrapped(distribute)
+    txs = {n: wrapped(n, distribute) for n in group}
     placed = place(mesh, rules, params)
-    step, state = pinned(name, tx, placed, distribute)
+    step, state = pinned_together(txs, placed, distribute)
     before = jax.tree.map(lambda x: x.sharding, state)
     spread = [place(mesh, rules, g) for g in gradients]
-    result, state = follow(step, fresh(placed), state, spread)
+    result, state = follow(step, fresh(dict.fromkeys(group, placed)), state, spread)
     close(2e-5)(result, expected)
     assert jax.tree.map(lambda x: x.sharding, state) == before
     assert step._cache_size() == 1
@@ -146,7 +174,7 @@ def test_two_processes_equal_one(tmp_path, x64):
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.two_processes"),
-                *(address, str(rank), str(file), *names()),
+                *(address, str(rank), str(file), *map(",".join, GROUPS)),
             ],
             env=environment,
             cwd=pathlib.Path(__file__).parent.parent,
@@ -158,15 +186,17 @@ def test_two_processes_equal_one(tmp_path, x64):
     for process in processes:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
-    params = arrays(SHAPES, jnp.float64)
-    gradients = [arrays(SHAPES, jnp.float64, seed) for seed in SEEDS]
+    params = arrays(FEW, jnp.float64)
+    gradients = [arrays(FEW, jnp.float64, seed) for seed in SEEDS]
     with np.load(file) as found:
-        for name in names():
-            tx = make(name)
-            step = jit_quickly(stepper(name, tx))
-            expected, _ = follow(step, params, tx.init(params), gradients)
-            for i, leaf in enumerate(jax.tree.leaves(expected)):
-                np.testing.assert_allclose(found[f"{name}/{i}"], leaf, atol=1e-10)
+        for group in GROUPS:
+            txs = {n: make(n) for n in group}
+            state = {n: tx.init(params) for n, tx in txs.items()}
+            step = jit_quickly(together(txs))
+            many, _ = follow(step, dict.fromkeys(group, params), state, gradients)
+            for name, expected in many.items():
+                for i, leaf in enumerate(jax.tree.leaves(expected)):
+                    np.testing.assert_allclose(found[f"{name}/{i}"], leaf, atol=1e-10)
 
 
 # State further apart than the parameters, and in a precision of its own.

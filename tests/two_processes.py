@@ -1,8 +1,9 @@
 """One of two processes that take sharded steps together over gloo.
 
-    python -m tests.two_processes ADDRESS RANK FILE NAME...
+    python -m tests.two_processes ADDRESS RANK FILE NAME,NAME...
 
-The first process writes the parameters after the steps to FILE, one array a leaf.
+Names with commas between them share a program. The first process writes the
+parameters after the steps to FILE, one array a leaf.
 """
 
 import sys
@@ -12,10 +13,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from optlab import sharding
-from tests.sharded import SEEDS, SHAPES, arrays, follow, make, pinned
+from tests.sharded import FEW, SEEDS, arrays, follow, fresh, make, pinned_together
 
 
-def main(address, rank, file, methods):
+def main(address, rank, file, groups):
     jax.distributed.initialize(address, num_processes=2, process_id=int(rank))
     mesh = sharding.make_mesh({"data": -1})
     rules = sharding.fsdp_rules(mesh)
@@ -31,15 +32,16 @@ def main(address, rank, file, methods):
         )
 
     found = {}
-    for name in methods:
-        tx = make(name, distribute=distribute)
-        params = place(arrays(SHAPES, np.float64))
-        step, state = pinned(name, tx, params, distribute)
-        gradients = [place(arrays(SHAPES, np.float64, seed)) for seed in SEEDS]
-        result, _ = follow(step, params, state, gradients)
+    params = place(arrays(FEW, np.float64))
+    gradients = [place(arrays(FEW, np.float64, seed)) for seed in SEEDS]
+    for group in groups:
+        txs = {name: make(name, distribute=distribute) for name in group.split(",")}
+        step, state = pinned_together(txs, params, distribute)
+        result, _ = follow(step, fresh(dict.fromkeys(txs, params)), state, gradients)
         whole = multihost_utils.process_allgather(result, tiled=True)
-        for i, leaf in enumerate(jax.tree.leaves(whole)):
-            found[f"{name}/{i}"] = leaf
+        for name, tree in whole.items():
+            for i, leaf in enumerate(jax.tree.leaves(tree)):
+                found[f"{name}/{i}"] = leaf
     if jax.process_index() == 0:
         np.savez(file, **found)
 
