@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 _LOG = logging.getLogger("optlab")
 
@@ -39,6 +40,9 @@ class Role(enum.Enum):
 
 EMBEDDING = Role.EMBEDDING
 VECTOR = Role.VECTOR
+
+# From so many leaves of one shape on, XLA is not told which part of a stack is whose.
+_MANY = 8
 
 Rule = Callable[[Any, Any], Matrix | Role]
 
@@ -288,8 +292,11 @@ def map_matrices(
             g = distribute(joined, len(trees), stacks)
         parts = g(*(_merge([items[i] for i in group]) for group in groups))
         for group, part in zip(groups, parts, strict=True):
-            for place, i in enumerate(group):
-                view, count = flat_views[i], len(group)
+            count = len(group)
+            hidden = distribute is None and count >= _MANY
+            places = _hidden_places(count, items[0][0]) if hidden else range(count)
+            for place, i in zip(places, group, strict=True):
+                view = flat_views[i]
                 own = jax.tree.map(partial(_member, place, count), part)
                 matrix = None if own[0] is None else view.leaf(own[0])
                 results[i] = (matrix, *map(view.unflat, own[1:]))
@@ -325,9 +332,28 @@ def _merge(items: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
     )
 
 
-def _member(place: int, count: int, x: jax.Array) -> jax.Array:
+def _member(place: int | jax.Array, count: int, x: jax.Array) -> jax.Array:
     """One item's part of what `_merge` made."""
-    return x if count == 1 else x.reshape(-1, count, *x.shape[1:])[:, place]
+    if count == 1:
+        return x
+    items = x.reshape(-1, count, *x.shape[1:])
+    if isinstance(place, int):
+        return items[:, place]
+    return lax.dynamic_index_in_dim(items, place, 1, keepdims=False)
+
+
+def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
+    """`0, 1, ..., count - 1` as numbers that the compiler does not know.
+
+    XLA compiles every slice at a known place as a kernel of its own, for some 20 ms on
+    a CPU; slices of one shape at unknown places share one. A compiler that saw through
+    this would be slow again, and right.
+    """
+
+    def places() -> tuple[np.uint32, ...]:
+        return tuple(map(np.uint32, range(count)))
+
+    return lax.cond(x[(0,) * x.ndim] > 0, places, places)
 
 
 def _joined(

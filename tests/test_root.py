@@ -1,5 +1,7 @@
 """ROOT against the authors' recorded trajectories; the threshold; the coefficients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,3 +143,21 @@ def test_the_program_does_not_grow_with_depth():
         )
 
     assert abs(size(2) - size(64)) <= 2
+
+
+def test_many_matrices_share_the_kernel_that_cuts_them_from_their_stack():
+    """Where XLA knows each one's place, it compiles a kernel for each."""
+    rng = np.random.default_rng(0)
+    grads = {
+        f"layer{i}": jnp.asarray(rng.standard_normal((8, 16)), jnp.float32)
+        for i in range(9)
+    }
+    tx = optlab.scale_by_root()
+    state = tx.init(grads)
+    update = jax.jit(tx.update).lower(grads, state).compile()
+    assert not re.search(r"f32\[(1,)*8,16\]\S* slice\(", update.as_text())
+    updates, _ = update(grads, state)
+    for name in ("layer0", "layer5", "layer8"):
+        alone = {name: grads[name]}
+        expected, _ = tx.update(alone, tx.init(alone))
+        np.testing.assert_allclose(updates[name], expected[name], atol=1e-5)
