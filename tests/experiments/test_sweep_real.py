@@ -25,7 +25,7 @@ import optuna
 import pytest
 
 from experiments import points, sweep
-from experiments.launchers import LAUNCHERS, job, local, slurm
+from experiments.launchers import LAUNCHERS, local, slurm
 from experiments.launchers.trials import Trials
 
 RATE = "optimizer.learning_rate"
@@ -188,26 +188,59 @@ def test_forty_points_two_workers_killed_again_and_again(tmp_path):
     assert all(whole(workdir / name) for name in wanted)
 
 
-def test_a_worker_without_memory_has_failed(tmp_path, monkeypatch, capsys):
-    """A perceptron of five gigabytes under a limit of four."""
-    train = job.command
+GREEDY = """
+import sys
+held = []
+for _ in range(200):
+    held.append(bytes([1]) * 10_000_000)
+"""
 
-    def limited(point, folder):
-        return ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "-", *train(point, folder)]
 
-    monkeypatch.setattr(local, "command", limited)
-    overrides = {"model.width": 20000, "train.steps": 1}
-    path = written(tmp_path, overrides=overrides, axes={RATE: [1e-3]})
-    opening = opened(path, tmp_path / "w", attempts=2)
+@pytest.fixture
+def cgroup():
+    """A control group whose processes may have 50 MB."""
+    top = pathlib.Path("/sys/fs/cgroup")
+    first = (top / "memory").is_dir()  # the version
+    folder = top / ("memory" if first else "") / f"sweep-{os.getpid()}"
+    limit = folder / ("memory.limit_in_bytes" if first else "memory.max")
+    try:
+        folder.mkdir()
+        with limit.open("r+") as file:  # which the kernel has made, or nobody
+            file.write("50M")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        pytest.skip(f"needs a memory control group: {error}")
+    yield folder
+    folder.rmdir()
+
+
+def greedy(tmp_path, monkeypatch, capsys, before):
+    """Runs a point without memory, and gives what the sweep says of it."""
+    words = ["sh", "-c", f'{before} exec "$@"', "-", sys.executable, "-S", "-c", GREEDY]
+    monkeypatch.setattr(local, "command", lambda point, folder: words)
+    opening = opened(written(tmp_path, axes=rates(1)), tmp_path / "w")
     assert opening.run() == 1
     opening.board.summary()
     said = capsys.readouterr().out
     ((name, error),) = opening.failed.items()
-    assert any(word in error for word in ("RESOURCE_EXHAUSTED", "alloc", "emory")), said
-    assert said.count("; tried again") == 1
+    assert said.count(f"{error}; tried again") == 2
     assert f"failed: {tmp_path}/w/{name} (learning_rate=0.001): {error}" in said
     trials = recorded(f"sqlite:///{tmp_path}/w/optuna.db")
-    assert trials == [("FAIL", name, None)] * 2
+    assert trials == [("FAIL", name, None)] * 3
+    return error
+
+
+def test_a_worker_at_its_limit_of_memory_has_failed(tmp_path, monkeypatch, capsys):
+    error = greedy(tmp_path, monkeypatch, capsys, "ulimit -v 200000;")
+    assert error == "MemoryError"
+
+
+def test_a_worker_that_the_kernel_kills_has_failed(
+    tmp_path, monkeypatch, capsys, cgroup
+):
+    before = f"echo $$ > {cgroup}/cgroup.procs;"
+    assert greedy(tmp_path, monkeypatch, capsys, before) == "killed by SIGKILL"
 
 
 @pytest.fixture
@@ -370,6 +403,9 @@ def cluster(monkeypatch):
 
         eventually(idle)
         yield folder
+        # Steps would wait for good for a controller that has gone.
+        subprocess.run(["scancel", "--user=root"], check=True)
+        eventually(idle)
 
 
 def test_slurm_runs_an_array_one_of_which_is_requeued(tmp_path, monkeypatch, cluster):
