@@ -1,6 +1,7 @@
 """Eight virtual devices, strict shapes, warnings as errors: set before jax starts."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -13,6 +14,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # XLA's thread pool. Each collective of each virtual device blocks a thread, and with no
 # more threads than devices, independent collectives deadlock.
 os.environ.setdefault("NPROC", "64")
+# Many tests, and the runs that they start, compile the same programs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest

@@ -5,12 +5,10 @@ import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 
-from experiments.models.model import Model, add, kernel, run_stack, stack, zeros
+from experiments.models.model import Classifier, add, kernel, run_stack, stack, zeros
 
 
 class Size(NamedTuple):
@@ -55,7 +53,7 @@ class Perceptron(nnx.Module):
 SIZES = {"tiny": Size(64, 2), "small": Size(256, 3)}
 
 
-class MLP(Model):
+class MLP(Classifier):
     """The perceptron as pure functions."""
 
     sizes = SIZES
@@ -63,30 +61,7 @@ class MLP(Model):
     stacked = (r"^layers/",)
     embeddings = (r"^embed/", r"^head$")
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        classes: int,
-        shape: tuple[int, int, int],
-    ):
-        """Builds the model's structure, and no array.
-
-        Args:
-          config: the `model` part of a config.
-          classes: number of labels.
-          shape: height, width and channels of an image.
-
-        Raises:
-          ValueError: if the config asks for what the family has not.
-        """
-        self.size = self.sized(config)
-        super().__init__(
-            functools.partial(
-                Perceptron,
-                self.size,
-                math.prod(shape),
-                classes,
-                dtype=jnp.dtype(config.dtype),
-                remat=config.remat,
-            )
-        )
+    def module(self, config, classes, shape):
+        """The perceptron, of the pixels in a row."""
+        del config
+        return functools.partial(Perceptron, self.size, math.prod(shape), classes)

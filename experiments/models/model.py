@@ -1,5 +1,6 @@
 """What the model families share: pure functions, sizes, stacks of equal blocks."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,42 @@ class Model:
     def apply(self, params: dict, inputs: jax.Array) -> jax.Array:
         """The module's output."""
         return nnx.merge(self._graph, params)(inputs)
+
+
+class Classifier(Model):
+    """Images to logits of classes; a family's `module` makes the flax module."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        classes: int,
+        shape: tuple[int, int, int],
+    ):
+        """Builds the model's structure, and no array.
+
+        Args:
+          config: the `model` part of a config.
+          classes: number of labels.
+          shape: height, width and channels of an image.
+
+        Raises:
+          ValueError: if the config asks for what the family has not, or the images do
+            not suit it.
+        """
+        self.size = self.sized(config)
+        options = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
+        super().__init__(
+            functools.partial(self.module(config, classes, shape), **options)
+        )
+
+    def module(
+        self,
+        config: ml_collections.ConfigDict,
+        classes: int,
+        shape: tuple[int, int, int],
+    ) -> Callable[..., nnx.Module]:
+        """Makes the module, given `dtype`, `remat` and `rngs`."""
+        raise NotImplementedError
 
 
 def kernel(key: jax.Array, shape: Sequence[int], scale: float = 1.0) -> nnx.Param:

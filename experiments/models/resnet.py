@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 
-from experiments.models.model import Model, add, kernel, run_stack, stack, zeros
+from experiments.models.model import Classifier, add, kernel, run_stack, stack, zeros
 
 
 class Size(NamedTuple):
@@ -136,7 +135,7 @@ SIZES = {
 }
 
 
-class ResNet(Model):
+class ResNet(Classifier):
     """The network as pure functions; `layers` is the number of blocks in a stage."""
 
     sizes = SIZES
@@ -145,30 +144,7 @@ class ResNet(Model):
     # The first convolution and the head are to this net what embeddings are to text.
     embeddings = (r"^stem$", r"^head$")
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        classes: int,
-        shape: tuple[int, int, int],
-    ):
-        """Builds the model's structure, and no array.
-
-        Args:
-          config: the `model` part of a config.
-          classes: number of labels.
-          shape: height, width and channels of an image.
-
-        Raises:
-          ValueError: if the config asks for what the family has not.
-        """
-        self.size = self.sized(config)
-        super().__init__(
-            functools.partial(
-                Network,
-                self.size,
-                shape[-1],
-                classes,
-                dtype=jnp.dtype(config.dtype),
-                remat=config.remat,
-            )
-        )
+    def module(self, config, classes, shape):
+        """The network, of the images' channels."""
+        del config
+        return functools.partial(Network, self.size, shape[-1], classes)

@@ -2,11 +2,17 @@
 
 import functools
 
-import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 
-from experiments.models.model import Model, add, kernel, run_stack, stack, table, zeros
+from experiments.models.model import (
+    Classifier,
+    add,
+    kernel,
+    run_stack,
+    stack,
+    table,
+    zeros,
+)
 from experiments.models.transformer import (
     GELU,
     Block,
@@ -58,7 +64,7 @@ SIZES = {
 }
 
 
-class ViT(Model):
+class ViT(Classifier):
     """The encoder as pure functions."""
 
     sizes = SIZES
@@ -66,23 +72,8 @@ class ViT(Model):
     stacked = (r"^layers/",)
     embeddings = (r"^embed$", r"^positions$", r"^head$")
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        classes: int,
-        shape: tuple[int, int, int],
-    ):
-        """Builds the model's structure, and no array.
-
-        Args:
-          config: the `model` part of a config.
-          classes: number of labels.
-          shape: height, width and channels of an image; sides are multiples of 8.
-
-        Raises:
-          ValueError: if the heads do not fit the width, or the patches the image.
-        """
-        self.size = self.sized(config)
+    def module(self, config, classes, shape):
+        """The encoder, of images whose sides are multiples of 8."""
         check_heads(self.size)
         if shape[0] % _GRID or shape[1] % _GRID:
             raise ValueError(
@@ -90,14 +81,4 @@ class ViT(Model):
                 f"not {shape[0]} by {shape[1]}"
             )
         style = Style(LayerNorm, GELU, bias=True, causal=False, qk_norm=config.qk_norm)
-        super().__init__(
-            functools.partial(
-                Encoder,
-                self.size,
-                style,
-                shape,
-                classes,
-                dtype=jnp.dtype(config.dtype),
-                remat=config.remat,
-            )
-        )
+        return functools.partial(Encoder, self.size, style, shape, classes)
