@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from experiments.reporting import spikes
 from experiments.reporting.methods import Method, mean_losses
 
 INK = "#1b1f24"
@@ -190,6 +191,56 @@ def draw_memory(axes: Axes, methods: Sequence[Method]) -> None:
     axes.set(xlabel="optimizer state (MB)", ylabel="final " + _LOSS)
 
 
+def draw_schedules(axes: Axes, methods: Sequence[Method]) -> None:
+    """The learning rate at each step, as a share of its peak."""
+    for i, method in enumerate(methods):
+        style = look(i)
+        run = method.tuned[0]
+        known = [
+            r for r in run.records if "learning_rate" in r.get("learning_rate", {})
+        ]
+        (line,) = axes.plot(
+            [record["step"] for record in known],
+            [record["learning_rate"]["learning_rate"] / run.rate for record in known],
+            label=method.name,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            # Many have the same one: each marker at places of its own.
+            markevery=(i / 8 / len(methods), 1 / 8),
+            linewidth=1.5,
+            markersize=5,
+        )
+        line.set_gid(f"{style.key}--schedule")
+    axes.set(xlabel="steps", ylabel="learning rate / peak")
+
+
+def draw_spikes(axes: Axes, methods: Sequence[Method]) -> None:
+    """Training loss after injected spikes, above that before, median over spikes."""
+    for i, method in enumerate(methods):
+        steps, rises = spikes.rise(method)
+        if not steps:
+            continue
+        style = look(i)
+        taken = spikes.recovery(method)
+        shown = f"{taken:.0f} steps" if math.isfinite(taken) else "not"
+        (line,) = axes.plot(
+            steps,
+            rises,
+            label=f"{method.name} (recovered: {shown})",
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markevery=4,
+            linewidth=1.8,
+            markersize=5,
+        )
+        line.set_gid(f"{style.key}--spikes")
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="steps since the spike", ylabel="loss above that before (nats)")
+
+
 def has_rates(methods: Sequence[Method]) -> bool:
     """Whether a method ended at more than one rate."""
     return any(len(mean_losses(method.runs)) > 1 for method in methods)
@@ -213,6 +264,15 @@ def drawings(methods: Sequence[Method]) -> dict[str, tuple[str, Callable]]:
         "Final loss against optimizer state",
         lambda axes: draw_memory(axes, methods),
     )
+    made["schedules"] = (
+        "Learning rate against steps",
+        lambda axes: draw_schedules(axes, methods),
+    )
+    if spikes.has_spikes(methods):
+        made["spikes"] = (
+            "Loss after a spike of the gradient",
+            lambda axes: draw_spikes(axes, methods),
+        )
     return made
 
 

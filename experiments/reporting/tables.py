@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.reporting import spikes
 from experiments.reporting.methods import Method
 from experiments.reporting.runs import Run
 
@@ -33,6 +34,7 @@ def methods_table(
 ) -> list[dict[str, tuple[str, Any]]]:
     """One row a method; a cell is its text and the number to sort it by."""
     rows = []
+    spiked = spikes.has_spikes(methods)
     for method in methods:
         lost = method.diverged
         loss = "-" if method.loss is None else f"{method.loss:.4f}"
@@ -52,6 +54,7 @@ def methods_table(
                     ".1f",
                 ),
                 "sensitivity": _cell(method.sensitivity, ".3f"),
+                **({"steps to recover": _recovery(method)} if spiked else {}),
                 "runs": (
                     f"{len(method.runs)}" + (f", {lost} diverged" if lost else ""),
                     len(method.runs),
@@ -96,6 +99,11 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         *(list(row.values()) for row in rows),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _recovery(method: Method) -> tuple[str, float | None]:
+    taken = spikes.recovery(method)
+    return ("not", taken) if taken == math.inf else _cell(taken, ".0f")
 
 
 def _cell(value: float | None, form: str) -> tuple[str, float | None]:

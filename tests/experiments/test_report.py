@@ -9,7 +9,7 @@ import pytest
 
 from experiments import config as configs
 from experiments import report
-from experiments.reporting import figures, methods, page
+from experiments.reporting import figures, methods, page, spikes, tables
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -121,7 +121,14 @@ def test_methods_differ_in_what_varies_beside_rates_and_seeds(tmp_path):
 def test_all_files_are_written(runs, tmp_path):
     folder = tmp_path / "report"
     assert report.write_report(runs, folder) == folder / "losses.png"
-    names = ["loss_steps", "loss_tokens", "loss_seconds", "rates", "memory"]
+    names = [
+        "loss_steps",
+        "loss_tokens",
+        "loss_seconds",
+        "rates",
+        "memory",
+        "schedules",
+    ]
     for name in names:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.svg").read_text().startswith("<svg")
@@ -174,6 +181,38 @@ def test_figures_mark_what_diverged(runs):
     line = drawn.axes[0].lines[0]
     assert list(line.get_xdata()) == [5.0, 10.0, 15.0]
     assert list(line.get_ydata()) == pytest.approx([4.0, 2.65, 2.1])
+
+
+def test_recovery_from_spikes_is_worked_out_by_hand(tmp_path):
+    folder = run(tmp_path, "adamw", 0.1, [1.0])
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["faults"] = {"spike_every": 20, "spike_scale": 1e3}
+    (folder / "config.json").write_text(json.dumps(config))
+    # Level 2 up to the spike of step 20; then 5, and 1 from the seventh step on, so
+    # that the means of five are 4.2, 3.4, 2.6, 1.8 from the third to the sixth.
+    losses = [2.0] * 20 + [5.0] * 6 + [1.0] * 14 + [9.0] * 10
+    records = [
+        {"step": i, "loss": loss, "step_seconds": 0.1, "seconds": 0.1, "tokens": i}
+        | {"learning_rate": {"learning_rate": 0.1 * i / 50}}
+        for i, loss in enumerate(losses, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    found, base = methods.compare(report.load_runs([tmp_path]))
+    since, level = spikes.around(found[0].tuned[0])[0]
+    assert level == 2.0
+    assert (since[0], since[1], since[7]) == (2.0, 5.0, 1.0)
+    assert spikes.steps_to_recover(since, level) == 6
+    # The second spike, at step 40, is not recovered from; of two the worse counts.
+    assert spikes.recovery(found[0]) == math.inf
+    (row,) = tables.methods_table(found, base)
+    assert row["steps to recover"] == ("not", math.inf)
+    made = figures.drawings(found)
+    line = figures.figure(made["spikes"][1]).axes[0].lines[0]
+    rises = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert rises[0] == 0
+    assert rises[1] == pytest.approx((3 + 8) / 2)
+    line = figures.figure(made["schedules"][1]).axes[0].lines[0]
+    assert list(line.get_ydata())[::49] == pytest.approx([0.02, 1.0])
 
 
 def test_every_look_differs_and_can_be_drawn():
