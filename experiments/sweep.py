@@ -139,7 +139,7 @@ class Sweep:
                 continue
             del self.jobs[name]
             result = job.finished(self.folder / name)
-            if result and status in job.FINISHED.values():
+            if result:  # whatever killed the worker afterwards
                 self._finish(name, result)
             elif status == job.IN_USE:
                 self.jobs[name] = job.Elsewhere(self.folder / name)
