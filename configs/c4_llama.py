@@ -40,4 +40,5 @@ def get_config():
     config.train.batch_size = 512
     config.train.clip_norm = 1.0
     config.train.eval_every = 1000
+    config.train.diagnostics_every = 500
     return config

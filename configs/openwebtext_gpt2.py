@@ -32,4 +32,5 @@ def get_config():
     config.train.accumulate = 10
     config.train.clip_norm = 1.0
     config.train.eval_every = 2000
+    config.train.diagnostics_every = 500
     return config

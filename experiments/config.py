@@ -119,7 +119,9 @@ FIELDS = {
         low=0,
     ),
     "train.max_bad_steps": Field(
-        10, "non-finite steps in a row, skipped, before the run stops", low=1
+        10,
+        "non-finite steps in a row, skipped, before the run stops; each record looks",
+        low=1,
     ),
     "train.ema_decay": Field(
         0.0,
