@@ -7,8 +7,12 @@ A sweep file's `get_sweep()` returns one part or a list of parts, dictionaries w
     axes        field -> values; with `halton` also (low, high, "log" or "linear")
     design      "grid" (every combination), "one_at_a_time" (each axis alone, the others
                 as config and overrides have them) or "halton"
-    trials      how many points of `halton`
+    trials      how many points of `halton`, after the `skip` first ones
     seeds       every point runs with each of them
+    pruning     {"first": steps, "factor": f}: by successive halving (ASHA) only one of
+                f points goes on past `first` steps, f times that, and so on, judged by
+                the validation loss; off if not given, as sensitivity needs all points.
+                Not with `--launcher=inline`
     name        of the part, where there are several
 
 All but `config` may be left out.
@@ -38,7 +42,9 @@ class Part(NamedTuple):
     axes: dict[str, Sequence[Any]] = {}  # noqa: RUF012
     design: str = "grid"
     trials: int = 0
+    skip: int = 0
     seeds: Sequence[int] = (0,)
+    pruning: dict[str, int] | None = None
     name: str = ""
 
 
@@ -133,6 +139,10 @@ def _parts(path: str) -> list[Part]:
                 f"--sweep: design: given {part.design!r}, allowed "
                 f"{', '.join(_DESIGNS)}{nearest(part.design, _DESIGNS)}"
             )
+        if part.pruning is not None and set(part.pruning) != {"first", "factor"}:
+            raise UserError(
+                f"--sweep: pruning: given {part.pruning}, allowed first and factor"
+            )
         checked.append(part)
     names = [part.name for part in checked]
     for name in names:
@@ -165,8 +175,8 @@ def _halton(part: Part) -> Iterator[dict[str, Any]]:
     """Halton's sequence, without its first point, which is a corner."""
     if part.trials < 1:
         raise UserError(f"--sweep: trials: given {part.trials}, allowed 1 or more")
-    sampler = qmc.Halton(max(len(part.axes), 1), scramble=False).fast_forward(1)
-    for places in sampler.random(part.trials):
+    sampler = qmc.Halton(max(len(part.axes), 1), scramble=False)
+    for places in sampler.fast_forward(1 + part.skip).random(part.trials):
         yield {
             field: _at(place, axis)
             for place, (field, axis) in zip(places, part.axes.items(), strict=True)

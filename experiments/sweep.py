@@ -27,7 +27,7 @@ from absl import flags
 from experiments import command, points
 from experiments.config import UserError
 from experiments.launchers import LAUNCHERS, job
-from experiments.launchers.board import Board
+from experiments.launchers.board import Board, validation_losses
 from experiments.launchers.trials import Trials
 from experiments.points import Point
 from experiments.tasks import TASKS
@@ -89,6 +89,7 @@ class Sweep:
         self.jobs: dict[str, job.Job] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
+        self.pruned: set[str] = set()
         self.stopped: list[int] = []
         self.board = Board(self)
 
@@ -98,10 +99,12 @@ class Sweep:
             result = job.finished(self.folder / name)
             if result:
                 self._finish(name, result)
+            elif self.trials.pruned(name):
+                self.pruned.add(name)
             elif self.trials.attempts_left(name) < 1:
                 self.failed[name] = self.trials.last_error(name)
-        left = [n for n in self.points if n not in self.results | self.failed]
-        self.trials.enqueue([self.points[name] for name in left])
+        done = {*self.results, *self.failed, *self.pruned}
+        self.trials.enqueue([p for name, p in self.points.items() if name not in done])
         with _signals(self.stopped), self.board:
             try:
                 while not self.stopped and (self._fill() or self.jobs):
@@ -136,6 +139,7 @@ class Sweep:
         for name, current in list(self.jobs.items()):
             status = current.status()
             if status is None:
+                self._prune(name)
                 continue
             del self.jobs[name]
             result = job.finished(self.folder / name)
@@ -143,6 +147,9 @@ class Sweep:
                 self._finish(name, result)
             elif status == job.IN_USE:
                 self.jobs[name] = job.Elsewhere(self.folder / name)
+            elif name in self.pruned:
+                self.trials.prune(name)
+                self.board.line(f"{self._label(name)}: pruned")
             elif status in job.STOPPED:
                 self.trials.again(name)
             else:
@@ -155,8 +162,18 @@ class Sweep:
                     self.failed[name] = error
                     self.board.line(f"{self._label(name)}: failed, {error}")
 
+    def _prune(self, name: str) -> None:
+        """Stops a point whose losses are too high among those of its part."""
+        if self.points[name].part.pruning is None or name in self.pruned:
+            return
+        losses = validation_losses(self.folder / name)
+        if self.trials.hopeless(name, losses):
+            self.pruned.add(name)
+            self.jobs[name].stop()
+
     def _finish(self, name: str, result: dict[str, Any]) -> None:
         self.results[name] = result
+        self.pruned.discard(name)  # it was quicker
         if self.trials.complete(self.points[name], result):
             good = result["reason"] == "completed"
             what = f"val_loss {result['val_loss']:.4f}" if good else "diverged"

@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -20,7 +21,8 @@ class Board:
     """Points by state, the best loss, those at work, the time left.
 
     Args:
-      sweep: with `points`, `jobs`, `results`, `failed`, `folder` and `launcher`.
+      sweep: with `points`, `jobs`, `results`, `pruned`, `failed`, `folder` and
+        `launcher`.
     """
 
     def __init__(self, sweep):
@@ -63,10 +65,12 @@ class Board:
         """How many points are in which state."""
         sweep = self._sweep
         reasons = [result["reason"] for result in sweep.results.values()]
-        known = len(reasons) + len(sweep.failed) + len(sweep.jobs)
+        pruned = len(sweep.pruned - sweep.jobs.keys())
+        known = len(reasons) + len(sweep.failed) + len(sweep.jobs) + pruned
         return {
             "completed": reasons.count("completed"),
             "diverged": reasons.count("diverged"),
+            "pruned": pruned,
             "failed": len(sweep.failed),
             "running": len(sweep.jobs),
             "waiting": len(sweep.points) - known,
@@ -96,7 +100,7 @@ class Board:
         steps = sum(
             point.config.train.steps - last_record(sweep.folder / name).get("step", 0)
             for name, point in sweep.points.items()
-            if name not in sweep.results and name not in sweep.failed
+            if name not in sweep.results.keys() | sweep.failed.keys() | sweep.pruned
         )
         return float(np.mean(paces)) * steps / min(sweep.launcher.slots, 1000)
 
@@ -120,6 +124,25 @@ class Board:
                 shown += "" if loss is None else f", loss {loss:.3f}"
             outer.add_row(f"  {name}  {point.label()}: {shown}")
         return outer
+
+
+def validation_losses(folder: pathlib.Path) -> dict[int, float]:
+    """Step -> validation loss, as far as a run has come; infinite for none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        if '"val_loss"' not in line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:  # half a line
+            continue
+        loss = record["val_loss"]
+        found[record["step"]] = math.inf if loss is None else loss
+    return found
 
 
 def last_record(folder: pathlib.Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -19,7 +19,8 @@ class Trials:
     Axes that are numbers are the trials' parameters, the point's name and all of its
     overrides are attributes. A point that waits for a worker is a waiting trial, one at
     work a running trial, which outlives the launcher; a failed attempt is a failed
-    trial; a point that diverged has the value infinity.
+    trial; a point that diverged has the value infinity, one that was stopped for its
+    losses is a pruned trial with the step as an attribute.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Trials:
                     storage=opened,
                     study_name="/".join(filter(None, (sweep, name))),
                     sampler=optuna.samplers.RandomSampler(),
+                    pruner=_pruner(part),
                     load_if_exists=True,
                 )
                 mine = [point for point in points if point.part.name == name]
@@ -62,6 +64,8 @@ class Trials:
         self._running: dict[str, int] = {}  # point -> number of its trial
         self._known: set[str] = set()  # points with a waiting or running trial
         self._complete: set[str] = set()
+        self._pruned: set[str] = set()
+        self._reported: dict[str, int] = {}  # point -> step of the last loss told
         self._again: list[str] = []
         self._failures: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
@@ -82,6 +86,8 @@ class Trials:
                     self._again.append(point)
             elif trial.state == TrialState.COMPLETE:
                 self._complete.add(point)
+            elif trial.state == TrialState.PRUNED and "pruned_at" in trial.user_attrs:
+                self._pruned.add(point)
             elif trial.state == TrialState.FAIL:
                 self._failures[point] += not anew
         self._errors |= study.user_attrs
@@ -165,6 +171,37 @@ class Trials:
         study.set_user_attr(name, error)
         study.tell(number, state=TrialState.FAIL)
 
+    def hopeless(self, name: str, losses: Mapping[int, float]) -> bool:
+        """Whether a point at work should stop, by its validation losses so far."""
+        number = self._running.get(name)
+        if number is None or max(losses, default=-1) <= self._reported.get(name, -1):
+            return False
+        study = self._studies[self._points[name].part.name]
+        stored = study.get_trials(deepcopy=False)[number]
+        trial = optuna.trial.Trial(study, stored._trial_id)
+        told = self._reported.get(name, max(stored.intermediate_values, default=-1))
+        found = False
+        for step in sorted(step for step in losses if step > told):
+            trial.report(losses[step], step)
+            self._reported[name] = step
+            found = found or trial.should_prune()
+        return found
+
+    def prune(self, name: str) -> None:
+        """Records that a point was stopped for its losses."""
+        study = self._studies[self._points[name].part.name]
+        number = self._running.pop(name)
+        stored = study.get_trials(deepcopy=False)[number]
+        trial = optuna.trial.Trial(study, stored._trial_id)
+        trial.set_user_attr("pruned_at", self._reported.pop(name))
+        study.tell(number, state=TrialState.PRUNED)
+        self._known.discard(name)
+        self._pruned.add(name)
+
+    def pruned(self, name: str) -> bool:
+        """Whether the point was stopped for its losses."""
+        return name in self._pruned
+
     def attempts_left(self, name: str) -> int:
         """How often the point may still be tried."""
         return self._attempts - self._failures[name]
@@ -172,6 +209,14 @@ class Trials:
     def last_error(self, name: str) -> str:
         """Why the point failed last."""
         return self._errors.get(name, "")
+
+
+def _pruner(part: Part) -> optuna.pruners.BasePruner:
+    if part.pruning is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=part.pruning["first"], reduction_factor=part.pruning["factor"]
+    )
 
 
 def _attributes(point: Point) -> dict[str, Any]:

@@ -44,7 +44,7 @@ with (folder / "metrics.jsonl").open("a+") as file:
     file.seek(0)
     for step in range(len(file.readlines()) + 1, 6):
         time.sleep(0.1)
-        file.write(json.dumps({"step": step, "loss": rate}) + "\\n")
+        file.write(json.dumps({"step": step, "val_loss": rate}) + "\\n")
         file.flush()
 result = {"val_loss": rate, "reason": "completed", "steps": 5, "total_seconds": 0.5}
 with (folder.parent / "completed").open("a") as file:
@@ -186,6 +186,32 @@ def test_forty_points_two_workers_killed_again_and_again(tmp_path):
     assert {state for state, _, _ in trials} <= {"COMPLETE", "FAIL"}
     assert sorted(completed.read_text().split()) == sorted(wanted)
     assert all(whole(workdir / name) for name in wanted)
+
+
+def test_pruning_stops_what_is_worse_and_remembers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local, "command", quick(tmp_path))
+    workdir, path = (
+        tmp_path / "w",
+        written(tmp_path, axes=rates(8), pruning={"first": 2, "factor": 2}),
+    )
+    opening = opened(path, workdir)
+    assert opening.run() == 0
+    opening.board.summary()
+    # The first is the best; what came after it is worse, save what ran beside it.
+    first = next(iter(opening.points))
+    assert first in opening.results
+    assert len(opening.pruned) >= 5
+    assert opening.pruned.isdisjoint(opening.results)
+    assert len(opening.pruned) + len(opening.results) == 8
+    said = capsys.readouterr().out
+    assert f"{len(opening.pruned)} pruned; best 0.0010" in said
+    trials = recorded(f"sqlite:///{workdir}/optuna.db")
+    assert {point for state, point, _ in trials if state == "PRUNED"} == opening.pruned
+    assert not any(whole(workdir / name) for name in opening.pruned)
+    again = opened(path, workdir)
+    assert again.run() == 0
+    assert again.pruned == opening.pruned
+    assert recorded(f"sqlite:///{workdir}/optuna.db") == trials
 
 
 GREEDY = """
