@@ -88,13 +88,14 @@ class Board:
         return f"{losses[name]:.4f} at {self._sweep.points[name].label()} ({name})"
 
     def _seconds_left(self) -> float | None:
-        """By the time that finished points took for a step."""
+        """By the time that a step took in finished points, or in those at work."""
         sweep = self._sweep
+        at_work = [last_record(sweep.folder / name) for name in sweep.jobs]
         paces = [
             result["total_seconds"] / result["steps"]
             for result in sweep.results.values()
             if result.get("total_seconds") and result["steps"]
-        ]
+        ] or [r["seconds"] / r["step"] for r in at_work if r.get("seconds")]
         if not paces:
             return None
         steps = sum(
