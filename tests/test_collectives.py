@@ -9,7 +9,7 @@ import optlab
 from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
-from tests.sharded import make, shapes_of
+from tests.sharded import QUICKLY, make, shapes_of
 
 STACKED = {
     "layers": {
@@ -50,7 +50,7 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
         donate_argnums=1,
     )
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    return Program(step.lower(*shapes).compile().as_text()).collectives()
+    return Program(step.lower(*shapes).compile(QUICKLY).as_text()).collectives()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
             )
         )
         shapes = (params, state, params)
-    found = Program(step.lower(*shapes).compile().as_text()).collectives()
+    found = Program(step.lower(*shapes).compile(QUICKLY).as_text()).collectives()
     assert found and not [c for c in found if c.in_loop]
     assert {c.kind for c in found} == {"all-gather"}
     # LANTON measures its noise in the same norm, in buckets of its own.
