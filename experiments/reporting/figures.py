@@ -28,6 +28,7 @@ _UNITS = {
     "tokens": "tokens",
     "seconds": "seconds of training, without compiling and evaluating",
 }
+_WIDTH = 5.5  # of a panel, in inches
 _LOSS = "validation loss (nats)"
 _STYLE = {
     "axes.edgecolor": INK,
@@ -279,7 +280,7 @@ def drawings(methods: Sequence[Method]) -> dict[str, tuple[str, Callable]]:
 def figure(*draws: Callable[[Axes], None], legend: bool = True) -> Figure:
     """A figure with a panel for each drawing, side by side, and one legend."""
     with mpl.rc_context(_STYLE):
-        made = Figure(figsize=(5.5 * len(draws), 4), layout="constrained")
+        made = Figure(figsize=(_WIDTH * len(draws), 4), layout="constrained")
         panels = made.subplots(1, len(draws), squeeze=False, sharey=True)[0]
         for draw, panel in zip(draws, panels, strict=True):
             draw(panel)
@@ -287,6 +288,8 @@ def figure(*draws: Callable[[Axes], None], legend: bool = True) -> Figure:
         handles, labels = panels[0].get_legend_handles_labels()
         if legend and handles:
             many = len(handles) > 4
+            if many:  # beside the panels, which keep their width
+                made.set_size_inches(_WIDTH * len(draws) + 2.8, 4)
             place = {"loc": "outside right upper"} if many else {"loc": "upper right"}
             (made if many else panels[-1]).legend(handles, labels, **place)
     return made
