@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.config import FIELDS, UserError, flatten
+from experiments.config import UserError, flatten
+from experiments.fields import FIELDS
 
 # All that a run writes, and `overwrite` removes.
 _FILES = (

@@ -8,6 +8,7 @@ import pytest
 
 import optlab
 from experiments import config as configs
+from experiments.fields import FIELDS
 
 FILE = "configs/stdlib_lm.py"
 
@@ -20,7 +21,7 @@ def load(*overrides):
 def test_every_config_file_holds_every_field_and_only_those(path):
     config, _ = configs.load(str(path))
     flat = {name for name in configs.flatten(config) if ".kwargs" not in name}
-    assert flat == set(configs.FIELDS)
+    assert flat == set(FIELDS)
     assert config.is_locked
 
 

@@ -4,11 +4,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments import config as configs
+from experiments.fields import FIELDS
 from experiments.trainer.program import Program
 from tests.experiments.conftest import SMALL
 
-FIELDS = [*configs.FIELDS, "optimizer.kwargs.rank", "optimizer.kwargs.b1"]
-NAMES = st.sampled_from(FIELDS) | st.sampled_from(
+PATHS = [*FIELDS, "optimizer.kwargs.rank", "optimizer.kwargs.b1"]
+NAMES = st.sampled_from(PATHS) | st.sampled_from(
     ["optimizer.kwargs.rnak", "train.step", "modell.width", "seed.x", "", "a.b.c"]
 )
 VALUES = (
