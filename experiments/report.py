@@ -32,10 +32,21 @@ _BASELINE = flags.DEFINE_string(
     "optimizer or method to compare with, instead of adamw",
     flag_values=_FLAGS,
 )
+_TUNED = flags.DEFINE_list(
+    "tuned",
+    [],
+    "more fields than the rate that were tuned, such as optimizer.weight_decay: they "
+    "make no other method, and each seed is a study of its own (AlgoPerf's protocol)",
+    flag_values=_FLAGS,
+)
 
 
 def write_report(
-    runs: Sequence[Run], folder: pathlib.Path, baseline: str | None = None
+    runs: Sequence[Run],
+    folder: pathlib.Path,
+    baseline: str | None = None,
+    *,
+    studies: bool = False,
 ) -> pathlib.Path:
     """Writes all files of the report.
 
@@ -43,12 +54,13 @@ def write_report(
       runs: from `load_runs`.
       folder: made if missing.
       baseline: as of `methods.compare`.
+      studies: as of `tables.methods_table`.
 
     Returns:
       The path of `losses.png`, loss against steps and against seconds.
     """
     methods, base = compare(runs, baseline)
-    rows = methods_table(methods, base)
+    rows = methods_table(methods, base, studies=studies)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [{name: text for name, (text, _) in row.items()} for row in rows]
     (folder / "results.md").write_text(markdown(texts))
@@ -76,8 +88,9 @@ def main(positional: list[str], overrides: list[str]) -> int:
     if not positional:
         raise UserError("name at least one folder with runs")
     output = pathlib.Path(_OUTPUT.value or pathlib.Path(positional[0]) / "report")
-    runs = load_runs(positional)
-    write_report(runs, output, _BASELINE.value)
+    tuned = _TUNED.value
+    runs = load_runs(positional, tuned)
+    write_report(runs, output, _BASELINE.value, studies=bool(tuned))
     print((output / "results.md").read_text(), end="")
     print(f"page: {output / 'index.html'}")
     return 0

@@ -2,9 +2,13 @@
 
 In each study a method's best trial is that which reaches the target soonest; its score
 is the median over the studies (Dahl et al., arXiv 2306.07179, section 4.4). Here the
-target is AdamW's loss, so `report --baseline=adamw` gives steps and seconds to it by
-study. Rate, decay and 1 - b1 are drawn as there, warm-up is 5%; studies differ in the
-seed and in the part of Halton's sequence that they take. AdamW and COSMOS: 30 runs of
+target is the best loss of AdamW, and a study is a seed with its part of Halton's
+sequence:
+
+    python -m experiments.report runs/s --baseline=adamw \\
+        --tuned=optimizer.weight_decay,optimizer.kwargs.b1
+
+Rate, decay and b1 are drawn, warm-up is 5%. AdamW and COSMOS: 30 runs of
 200 steps, half an hour on two cores.
 """
 

@@ -137,6 +137,21 @@ def sensitivity(runs: Sequence[Run]) -> float | None:
     return statistics.fmean(means) - min(means)
 
 
+def steps_by_study(method: Method, target: float) -> float | None:
+    """AlgoPerf's score: steps to a loss, with a method tuned anew in each study.
+
+    A study is all runs with one seed, and as good as the one that gets there first; the
+    median over the studies, None if most do not get there (arXiv 2306.07179, 4.4).
+    """
+    best: dict[int, float] = {}
+    for run in method.runs:
+        steps = [r["step"] for r in run.validation() if r["val_loss"] <= target]
+        seed = run.config["seed"]
+        best[seed] = min(best.get(seed, math.inf), *steps, math.inf)
+    score = statistics.median_high(best.values())
+    return score if math.isfinite(score) else None
+
+
 def _reaching(method: Method, target: float | None) -> Method:
     """The method with its steps and seconds to a loss."""
     reached = [

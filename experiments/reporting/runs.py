@@ -57,8 +57,14 @@ class Run(NamedTuple):
         return [r for r in self.records if r.get("val_loss") is not None]
 
 
-def load_runs(folders: Iterable[str | pathlib.Path]) -> list[Run]:
+def load_runs(
+    folders: Iterable[str | pathlib.Path], tuned: Iterable[str] = ()
+) -> list[Run]:
     """Reads every run at or below the folders.
+
+    Args:
+      folders: to look in.
+      tuned: fields of the config that make no other method, beside rate and seed.
 
     Raises:
       UserError: if there is none, or one cannot be read.
@@ -77,7 +83,7 @@ def load_runs(folders: Iterable[str | pathlib.Path]) -> list[Run]:
             results.append(json.loads(result.read_text()) if result.exists() else {})
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path.parent} is no whole run, {error!r}") from error
-    names = _names(configs)
+    names = _names(configs, (*_ASIDE, *_NAMES, *tuned))
     return [
         Run(name, path.parent, config, result, metrics.read(path))
         for name, path, config, result in zip(
@@ -86,7 +92,7 @@ def load_runs(folders: Iterable[str | pathlib.Path]) -> list[Run]:
     ]
 
 
-def _names(configs: list[dict[str, Any]]) -> list[str]:
+def _names(configs: list[dict[str, Any]], aside: tuple[str, ...]) -> list[str]:
     """Optimizer, schedule, and the fields in which runs of these differ."""
     flat = [flatten_json(config) for config in configs]
     alike = defaultdict(list)
@@ -96,7 +102,7 @@ def _names(configs: list[dict[str, Any]]) -> list[str]:
         key: [
             field
             for field in sorted({field for fields in group for field in fields})
-            if field not in (*_ASIDE, *_NAMES)
+            if field not in aside
             and len({repr(fields.get(field)) for fields in group}) > 1
         ]
         for key, group in alike.items()

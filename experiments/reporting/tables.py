@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import spikes
-from experiments.reporting.methods import Method
+from experiments.reporting.methods import Method, steps_by_study
 from experiments.reporting.runs import Run
 
 
@@ -30,9 +30,12 @@ def runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def methods_table(
-    methods: Sequence[Method], baseline: Method
+    methods: Sequence[Method], baseline: Method, *, studies: bool = False
 ) -> list[dict[str, tuple[str, Any]]]:
-    """One row a method; a cell is its text and the number to sort it by."""
+    """One row a method; a cell is its text and the number to sort it by.
+
+    With `studies` there is AlgoPerf's score too, every seed being a study.
+    """
     rows = []
     spiked = spikes.has_spikes(methods)
     for method in methods:
@@ -48,6 +51,11 @@ def methods_table(
                 "spread": _cell(method.spread, ".4f"),
                 f"steps to {baseline.name}": _cell(method.steps_to, ".0f"),
                 f"seconds to {baseline.name}": _cell(method.seconds_to, ".1f"),
+                **(
+                    {"steps, median of studies": _study(method, baseline)}
+                    if studies
+                    else {}
+                ),
                 "state bytes": _cell(method.state_bytes, ","),
                 "step time (ms)": _cell(
                     None if method.step_seconds is None else 1e3 * method.step_seconds,
@@ -99,6 +107,11 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
         *(list(row.values()) for row in rows),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _study(method: Method, baseline: Method) -> tuple[str, float | None]:
+    loss = baseline.loss
+    return _cell(None if loss is None else steps_by_study(method, loss), ".0f")
 
 
 def _recovery(method: Method) -> tuple[str, float | None]:

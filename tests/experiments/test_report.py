@@ -183,6 +183,22 @@ def test_figures_mark_what_diverged(runs):
     assert list(line.get_ydata()) == pytest.approx([4.0, 2.65, 2.1])
 
 
+def test_a_study_is_as_good_as_its_first_trial_to_get_there(tmp_path):
+    run(tmp_path, "adamw", 0.1, [4.0, 3.0, 2.0], b1=0.8)
+    for seed, (first, second) in enumerate([(2.5, 1.5), (1.9, 2.5), (2.5, 2.6)]):
+        run(tmp_path, "lion", 0.1, [3.0, first, first], seed=seed, b1=0.8)
+        run(tmp_path, "lion", 0.2, [3.0, second, second], seed=seed, b1=0.9)
+    run(tmp_path, "lion", 0.3, [1.0, 1.0, 1.0], seed=1, b1=0.9)
+    runs = report.load_runs([tmp_path], ["optimizer.kwargs.b1"])
+    found, base = methods.compare(runs)
+    assert [method.name for method in found] == ["adamw, cosine", "lion, cosine"]
+    # To 2.0: after 20 and 10 steps, and never.
+    assert methods.steps_by_study(found[1], 2.0) == 20
+    assert methods.steps_by_study(found[1], 0.5) is None
+    rows = tables.methods_table(found, base, studies=True)
+    assert rows[1]["steps, median of studies"] == ("20", 20)
+
+
 def test_recovery_from_spikes_is_worked_out_by_hand(tmp_path):
     folder = run(tmp_path, "adamw", 0.1, [1.0])
     config = json.loads((folder / "config.json").read_text())
