@@ -16,7 +16,7 @@ class Method(NamedTuple):
     Attributes:
       name: as the runs have it.
       runs: all of them, by rate and seed.
-      rate: that with the lowest mean loss over the seeds.
+      rate: that with the lowest mean loss over the seeds that all rates have.
       loss: this mean, in nats; infinite if a seed diverged, None if none has finished.
       spread: standard deviation (n - 1) over the seeds, None for a single one.
       steps_to: steps to the baseline's loss, mean over the seeds; None if not reached.
@@ -92,7 +92,8 @@ def _baseline(methods: list[Method], wanted: str | None) -> Method:
 def _method(name: str, runs: list[Run]) -> Method:
     runs = sorted(runs, key=lambda run: (run.rate, run.config["seed"]))
     means = mean_losses(runs)
-    rate = min(means, key=lambda r: (means[r], r)) if means else runs[0].rate
+    fair = _on_common_seeds(runs, means)
+    rate = min(fair, key=lambda r: (fair[r], r)) if fair else runs[0].rate
     tuned = [run for run in runs if run.rate == rate]
     losses = [run.loss for run in tuned if run.loss is not None]
     several = len(losses) > 1 and math.isfinite(sum(losses))
@@ -109,6 +110,25 @@ def _method(name: str, runs: list[Run]) -> Method:
         state_bytes=tuned[0].result.get("optimizer_state_bytes"),
         step_seconds=statistics.median(times) if times else None,
     )
+
+
+def _on_common_seeds(
+    runs: Sequence[Run], means: dict[float, float]
+) -> dict[float, float]:
+    """The means over the seeds that all rates have: more seeds are no handicap.
+
+    All of a rate's seeds count where none is common, and where one of them diverged.
+    """
+    seeds = defaultdict(set)
+    for run in runs:
+        if run.loss is not None:
+            seeds[run.rate].add(run.config["seed"])
+    common = set.intersection(*seeds.values()) if seeds else set()
+    shared = mean_losses([run for run in runs if run.config["seed"] in common])
+    return {
+        rate: shared.get(rate, mean) if math.isfinite(mean) else mean
+        for rate, mean in means.items()
+    }
 
 
 def mean_losses(runs: Sequence[Run]) -> dict[float, float]:
