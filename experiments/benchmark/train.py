@@ -223,6 +223,6 @@ def _row(name: str, one: Trained, times: dict[str, float]) -> tuple[str, ...]:
         f"{update / seconds:.1%}",
         f"{flops / 1e9:.0f}",
         f"{own_flops / flops:.2%}",
-        f"{state / 1e6:.0f}",
-        f"{held / 1e6:.0f}",
+        f"{state / 1e6:.1f}",
+        f"{held / 1e6:.1f}",
     )

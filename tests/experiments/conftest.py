@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import config as configs
+from tests.experiments.servers import cluster  # noqa: F401, a fixture of several modules
 
 SMALL = {
     "model.width": 32,

@@ -60,7 +60,7 @@ def test_the_suite_of_training_steps(tmp_path, monkeypatch, given):
     given(step.FLAGS, model="tiny", runs=1, dtype="bfloat16")
     given(scaling.FLAGS, optimizers="root")
     given(train.FLAGS, batch=4, context=8, accumulate=2, vocabulary=16)
-    sizes = {"layers": 1, "width": 16, "heads": 2, "hidden": 24}
+    sizes = {"layers": 1, "width": 128, "heads": 2, "hidden": 192}
     settings = [f"--config.model.{name}={size}" for name, size in sizes.items()]
     monkeypatch.setattr(train, "_SETTINGS", [*train._SETTINGS, *settings])
     assert train.run(tmp_path) == 0

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from experiments import config as configs
 from experiments.trainer import loop
 from experiments.trainer.layout import Layout
 from tests.experiments.conftest import small_arguments
-from tests.experiments.test_sweep_real import cluster  # noqa: F401
+from tests.experiments.servers import free_port
 from tests.experiments.test_train import read
 
 
@@ -101,9 +100,7 @@ def test_two_processes_take_over_and_stop_together(tmp_path, small):
     (folder / "metrics.jsonl").write_text(
         "".join(line + "\n" for line in read_lines(folder)[:155])
     )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     said = [tmp_path / f"said{index}" for index in (0, 1)]
     both = [start(index, port, folder, words, said[index]) for index in (0, 1)]
     try:
@@ -142,7 +139,7 @@ def read_lines(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-def test_srun_tells_the_processes_of_each_other(tmp_path, cluster):  # noqa: F811
+def test_srun_tells_the_processes_of_each_other(tmp_path, cluster):
     del cluster
     words = small_arguments(train__steps=4, mesh__data=-1)
     command = ["srun", "--ntasks=2", sys.executable, "-m", "experiments.train"]

@@ -15,7 +15,6 @@ import pwd
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import pytest
 from experiments import points, sweep
 from experiments.launchers import LAUNCHERS, local, slurm
 from experiments.launchers.trials import Trials
+from tests.experiments.servers import eventually, free_port
 
 RATE = "optimizer.learning_rate"
 STEPS = 5
@@ -126,21 +126,6 @@ def processes(word):
             if word in path.read_bytes().decode(errors="replace"):
                 found.append(int(path.parent.name))
     return [pid for pid in found if pid != os.getpid()]
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def eventually(happened, seconds=60.0):
-    """What `happened()` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := happened()):
-        assert time.monotonic() < deadline, happened
-        time.sleep(0.05)
-    return value
 
 
 def test_forty_points_two_workers_killed_again_and_again(tmp_path):
@@ -344,94 +329,6 @@ def test_the_dashboard_shows_the_sweep(tmp_path, monkeypatch):
     finally:
         served.kill()
         served.wait()
-
-
-SLURM_CONF = """
-ClusterName=one
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge
-CryptoType=crypto/munge
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-ReturnToService=2
-SchedulerParameters=sched_interval=1,batch_sched_delay=0
-MinJobAge=2
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
-PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    """SLURM on this machine, with munge, both for the test alone."""
-    missing = [
-        name
-        for name in ("munged", "slurmctld", "slurmd", "sbatch")
-        if not shutil.which(name)
-    ]
-    if missing or os.getuid():
-        pytest.skip("needs root and SLURM (make system-deps)")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="sweep-slurm-"))
-    folder.chmod(0o755)
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
-    text = SLURM_CONF.format(
-        host=socket.gethostname().split(".")[0],
-        folder=folder,
-        ports=(free_port(), free_port()),
-    )
-    (folder / "slurm.conf").write_text(text)
-    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    key = folder / "key"
-    key.write_bytes(os.urandom(128))
-    key.chmod(0o400)
-    commands = [
-        [
-            *("munged", "--foreground", "--force", f"--key-file={key}"),
-            *(f"--socket={folder}/munge", f"--pid-file={folder}/munge.pid"),
-            *(f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"),
-        ],
-        ["slurmctld", "-D"],
-        ["slurmd", "-D"],
-    ]
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        for command in commands:
-            log = stack.enter_context((folder / f"{command[0]}.log").open("w"))
-            started = subprocess.Popen(command, stdout=log, stderr=log)
-            stack.callback(started.wait)
-            stack.callback(started.terminate)
-            if command[0] == "munged":
-                eventually((folder / "munge").exists)
-
-        def idle():
-            said = subprocess.run(
-                ["sinfo", "--noheader", "--format=%t"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            return said.stdout.strip() == "idle"
-
-        eventually(idle)
-        yield folder
-        # Steps would wait for good for a controller that has gone.
-        subprocess.run(["scancel", "--user=root"], check=True)
-        eventually(idle)
 
 
 def test_slurm_runs_an_array_one_of_which_is_requeued(tmp_path, monkeypatch, cluster):
