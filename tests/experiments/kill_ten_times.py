@@ -104,13 +104,15 @@ def outcome(folder: pathlib.Path) -> tuple[list[tuple[int, float]], dict[str, in
     )
 
 
-def killed(folder: pathlib.Path, name: str, signals: list[int]) -> list[int]:
-    """Stops a run by each of the signals in turn, then lets it end.
+def killed(
+    folder: pathlib.Path, name: str, signals: list[int], first: int = 1
+) -> list[int]:
+    """Stops a run by each of the signals in turn, from step `first` on; lets it end.
 
     Returns:
       The steps at which it was stopped.
     """
-    steps = sorted(random.sample(range(1, STEPS - 10), len(signals)))
+    steps = sorted(random.sample(range(first, STEPS - 10), len(signals)))
     words = command(folder, name)
     at = []
     for step, number in zip(steps, signals, strict=True):
