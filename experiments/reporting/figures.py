@@ -240,6 +240,9 @@ def draw_spikes(axes: Axes, methods: Sequence[Method]) -> None:
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
     axes.set(xlabel="steps since the spike", ylabel="loss above that before (nats)")
+    # One method may lose all that it knew, and another a tenth of a nat.
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], -2.0))
 
 
 def has_rates(methods: Sequence[Method]) -> bool:

@@ -79,10 +79,10 @@ def rates(count):
     return {RATE: [round(1e-3 * 1.1**i, 7) for i in range(count)]}
 
 
-def quick(folder):
-    """The words that work on a point in no time, for a launcher in this process."""
+def quick(folder, seconds=0.1):
+    """The words that work on a point, at so much a step, for a launcher in here."""
     script = folder / "worker.py"
-    script.write_text(WORKER)
+    script.write_text(WORKER.replace("sleep(0.1)", f"sleep({seconds})"))
 
     def words(point, workdir):
         rate = str(point.config.optimizer.learning_rate)
@@ -174,7 +174,8 @@ def test_forty_points_two_workers_killed_again_and_again(tmp_path):
 
 
 def test_pruning_stops_what_is_worse_and_remembers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(local, "command", quick(tmp_path))
+    # Slow enough for the launcher to look before the end, on a busy machine too.
+    monkeypatch.setattr(local, "command", quick(tmp_path, seconds=0.5))
     workdir, path = (
         tmp_path / "w",
         written(tmp_path, axes=rates(8), pruning={"first": 2, "factor": 2}),
