@@ -78,6 +78,10 @@ def _join_processes() -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise configs.UserError(f"--multihost: {reason}") from error
+    if jax.default_backend() == "cpu":
+        # A program from the cache and one just compiled, as two processes may have
+        # them, do not send in the same order there (jaxlib 0.10.2).
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def main(positional: list[str], overrides: list[str]) -> int:

@@ -3,17 +3,15 @@
 The numbers follow from shapes alone, so they are the same on every machine.
 """
 
-import csv
 import inspect
 import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 import optlab
+from experiments.benchmark import table
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
 from experiments.models.transformer import Size
@@ -98,17 +96,10 @@ def run(out: pathlib.Path) -> int:
     """Writes catalogue.csv and catalogue.md into `out`, and prints the table."""
     params = llama_shapes()
     rows = [row(name, params) for name in optlab.registry.names()]
-    with (out / "catalogue.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    (out / "catalogue.md").write_text(
+    heading = (
         "Made by `python -m experiments.benchmark --suite=catalogue`: LLaMA-130M, "
         "float32,\ncounted from the traced program; the second figure of FLOPs is a "
-        "step on which bases\nare made or refreshed.\n\n"
-        + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        "step on which bases\nare made or refreshed."
     )
-    table = Table(*COLUMNS)
-    for line in rows:
-        table.add_row(*line)
-    Console().print(table)
+    table.write(out / "catalogue", heading, COLUMNS, rows)
     return 0

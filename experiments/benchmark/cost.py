@@ -3,15 +3,13 @@
 docs/scaling.md has the assumptions and what the table says.
 """
 
-import csv
 import math
 import pathlib
 
 import jax
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
+from experiments.benchmark import table
 from experiments.benchmark.catalogue import ROLES, llama_shapes
 from experiments.benchmark.cost_model import CHIPS, Chip, Cost, seconds, step_cost
 
@@ -77,17 +75,10 @@ def run(out: pathlib.Path) -> int:
         for method in _METHODS
         for devices in _DEVICES
     ]
-    with (out / "cost.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    (out / "cost.md").write_text(
+    heading = (
         "Made by `python -m experiments.benchmark --suite=cost`: one optimizer step of "
         "a LLaMA,\nfloat32, spread over all devices, as the model in docs/scaling.md "
-        "works it out. Per device.\n\n"
-        + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        "works it out. Per device."
     )
-    table = Table(*COLUMNS)
-    for line in rows:
-        table.add_row(*line)
-    Console().print(table)
+    table.write(out / "cost", heading, COLUMNS, rows)
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 from optax.contrib import _muon
 
-from experiments.benchmark import timing
+from experiments.benchmark import table, timing
 from experiments.flops import count_flops
 from optlab import linalg
 from optlab.coefficients import MUON, fit_coefficients, mixture_error
@@ -115,7 +115,7 @@ def run(out: pathlib.Path) -> int:
         "`optlab.fit_coefficients`; the roofline is the\nfastest plain float32 product "
         "in the same turns."
     )
-    timing.write(out / "orthogonalize", heading, COLUMNS, rows)
+    table.write(out / "orthogonalize", heading, COLUMNS, rows)
     timing.bars(
         out / "orthogonalize.png",
         names,

@@ -14,12 +14,10 @@ import sys
 from typing import Any
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 import optlab
 from experiments import config as configs
-from experiments.benchmark import scaling_figure
+from experiments.benchmark import scaling_figure, table
 from experiments.benchmark.catalogue import sized
 from experiments.benchmark.sharded_step import COLUMNS
 from experiments.models.llama import SIZES
@@ -47,8 +45,7 @@ LLaMA, float32, parameters cut by rows over all devices; `350M:48` is the 350M w
 layers. Per device; collectives count as often as they run, bytes are those of their
 results, large ones have over 4096 elements. Operations are, of each kind, those of the
 step that has most of them: the first for COSMOS's SVD and SOAP's eigh, a refresh for
-SOAP's products. Seconds on two shared cores.
-"""
+SOAP's products. Seconds on two shared cores."""
 
 
 def run(out: pathlib.Path) -> int:
@@ -76,15 +73,8 @@ def run(out: pathlib.Path) -> int:
     rows = sorted(read(path), key=_order)
     _write(path, rows)
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-    (out / "scaling.md").write_text(
-        _HEADING + "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    )
+    table.show(out / "scaling", _HEADING, COLUMNS, cells)
     scaling_figure.draw(rows).savefig(out / "scaling.png", dpi=110)
-    table = Table(*COLUMNS)
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
     return 0
 
 

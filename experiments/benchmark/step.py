@@ -14,7 +14,7 @@ import optax
 from absl import flags
 
 import optlab
-from experiments.benchmark import timing
+from experiments.benchmark import table, timing
 from experiments.benchmark.catalogue import optimizer
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
@@ -206,7 +206,7 @@ def run(out: pathlib.Path) -> int:
         f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
         "of its own."
     )
-    timing.write(out / "step", heading, COLUMNS, rows)
+    table.write(out / "step", heading, COLUMNS, rows)
     timing.bars(
         out / "step.png",
         list(steps),

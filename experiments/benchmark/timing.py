@@ -1,6 +1,5 @@
-"""Times of compiled functions side by side, and the table that they go into."""
+"""Times of compiled functions side by side, and the bars that show them."""
 
-import csv
 import pathlib
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -11,8 +10,6 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
-from rich.console import Console
-from rich.table import Table
 
 matplotlib.use("agg")
 
@@ -60,24 +57,6 @@ def machine() -> str:
     """The device that the numbers belong to."""
     device = jax.devices()[0]
     return f"{device.platform} ({device.device_kind}), jax {jax.__version__}"
-
-
-def write(
-    path: pathlib.Path,
-    heading: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-) -> None:
-    """Writes `path`.csv and `path`.md under its heading, and prints the table."""
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-    lines = [columns, ["---"] * len(columns), *rows]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    path.with_suffix(".md").write_text(f"{heading}\n\n{body}")
-    table = Table(*columns)
-    for line in rows:
-        table.add_row(*line)
-    Console().print(table)
 
 
 def bars(

@@ -22,7 +22,7 @@ from absl import flags
 
 import optlab
 from experiments import config as configs
-from experiments.benchmark import scaling, step, timing
+from experiments.benchmark import scaling, step, table, timing
 from experiments.flops import count_flops
 from experiments.trainer import memory
 from experiments.trainer.program import Program
@@ -186,7 +186,7 @@ def run(out: pathlib.Path) -> int:
         "are the optimizer's: of the\ntime by its update alone, and of the FLOPs; "
         "medians of steps in turns that make no basis anew."
     )
-    timing.write(out / "train", heading, COLUMNS, rows)
+    table.write(out / "train", heading, COLUMNS, rows)
     base = trained[_REFERENCE]
     timing.bars(
         out / "train.png",

@@ -114,7 +114,6 @@ class Checkpoints:
         abstract: TrainState,
         *,
         only: Sequence[str] = (*_ALONE, "rest"),
-        without: Sequence[str] = (),
     ) -> tuple[TrainState, dict] | None:
         """The newest checkpoint that is whole; those that are not are set aside.
 
@@ -122,7 +121,6 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings of the state.
           only: items to read: "params", "opt_state", "rest". Fields of the others stay
             as they are in `abstract`.
-          without: items not to read.
 
         Returns:
           The state and the position of the data, None where there is no checkpoint.
@@ -132,7 +130,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             found, reason = None, "another process cannot read it"
             try:
-                found = self._restore(step, abstract, set(only) - set(without))
+                found = self._restore(step, abstract, set(only))
             except Exception as error:  # whatever a spoilt file makes orbax raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 _hush_abandoned_readers()

@@ -142,8 +142,8 @@ class _Run:
             )
             self.checkpoints = Checkpoints(folder.checkpoints, self.progress.line)
             stack.enter_context(contextlib.closing(self.checkpoints))
-            without = ("opt_state",) if reset_optimizer else ()
-            begun = self.checkpoints.restore(self.program.abstract, without=without)
+            chosen = {"only": ("params", "rest")} if reset_optimizer else {}
+            begun = self.checkpoints.restore(self.program.abstract, **chosen)
             if begun and reset_optimizer:
                 begun = self.program.fresh_optimizer(begun[0]), begun[1]
                 self.progress.line("the optimizer starts afresh")
@@ -211,7 +211,7 @@ class _Run:
         batches.set_state(position)
         evaluate = program.evaluator(program.task.eval_batches())
         if not self.evaluations.isdisjoint(range(first, train.steps + 1)):
-            evaluate(state.params)  # compiles, so that no step's time holds it
+            evaluate(state.params, 1)  # compiles, so that no step's time holds it
 
         def emit(done: int, values: dict[str, Any]) -> None:
             """Writes a record of the step, with an evaluation where one is due."""

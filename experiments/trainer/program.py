@@ -104,13 +104,14 @@ class Program:
           batches: from `task.eval_batches()`.
 
         Returns:
-          `evaluate(params) -> {"val_loss": ..., ...}`.
+          `evaluate(params, count=None) -> {"val_loss": ..., ...}`, over the first
+          `count` batches or all.
         """
         placed = [self.layout.put_whole(batch) for batch in batches]
         metrics = jax.jit(self.task.eval_metrics)
 
-        def evaluate(params) -> dict[str, float]:
-            found = jax.device_get([metrics(params, batch) for batch in placed])
+        def evaluate(params, count: int | None = None) -> dict[str, float]:
+            found = jax.device_get([metrics(params, batch) for batch in placed[:count]])
             return {
                 f"val_{name}": float(np.mean([values[name] for values in found]))
                 for name in found[0]

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.config import UserError, flatten
-from experiments.fields import FIELDS
+from experiments.config import UserError, base, flatten
 
 # All that a run writes, and `overwrite` removes.
 _FILES = (
@@ -125,17 +124,13 @@ class Workdir:
     def _previous_result(self) -> dict[str, Any] | None:
         """The result of a completed run of the same config, None where work is left."""
         choose = "choose another folder or pass --overwrite"
-        # A field that is younger than the folder had its default.
-        defaults = {
-            path: None if isinstance(field.default, type) else field.default
-            for path, field in FIELDS.items()
-        }
         left = [name for name in _FILES if (self.path / name).exists()]
         if not left:
             return None
         try:
             recorded = json.loads(self._read("config.json"))
-            before = defaults | flatten_json(recorded["config"])
+            # A field that is younger than the folder had its default.
+            before = flatten(base()) | flatten_json(recorded["config"])
             before["data_digest"] = recorded["data_digest"]
         except (OSError, ValueError, KeyError):
             raise UserError(
@@ -179,14 +174,14 @@ class Follower:
 
     They do all that the writing process does, in a folder of their own that goes with
     them; only the checkpoints are written together.
+
+    Args:
+      path: of the run's folder, whose records they read.
     """
 
     result = None
 
     def __init__(self, path: str):
-        """Args:
-        path: of the run's folder, whose records they read.
-        """
         self._own = tempfile.TemporaryDirectory(prefix="optlab-")
         self.path = pathlib.Path(self._own.name)
         self.checkpoints = pathlib.Path(path) / "checkpoints"

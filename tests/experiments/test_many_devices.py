@@ -19,10 +19,6 @@ from tests.experiments.conftest import small_arguments
 from tests.experiments.servers import free_port
 from tests.experiments.test_train import read
 
-# On CPUs a program from the cache and one just compiled, as two processes may have
-# them, do not send in the same order.
-UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-
 
 def losses_of(folder):
     return [record["loss"] for record in read(folder)[0]]
@@ -89,7 +85,7 @@ def start(index, port, folder, words, said):
         *(f"--coordinator_address=localhost:{port}", f"--process_id={index}"),
         *small_arguments(**words, mesh__data=-1),
     ]
-    flags = UNCACHED | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     with said.open("w") as file:
         return subprocess.Popen(command, env=os.environ | flags, stderr=file)
 
@@ -148,7 +144,7 @@ def test_srun_tells_the_processes_of_each_other(tmp_path, cluster):
     words = small_arguments(train__steps=4, mesh__data=-1)
     command = ["srun", "--ntasks=2", sys.executable, "-m", "experiments.train"]
     command += ["--config=configs/stdlib_lm.py", f"--workdir={tmp_path}/run"]
-    flags = UNCACHED | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     done = subprocess.run(
         [*command, "--multihost", *words],
         env=os.environ | flags,
