@@ -5,7 +5,8 @@ and of TF32 lose the small eigenvalues.
 """
 
 import math
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,43 @@ def cap_norm(x: jax.Array) -> jax.Array:
     return x * jnp.where(norm > cap, cap / norm, 1.0)
 
 
+def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`factorize` of equal stacks of matrices; on CPUs of one matrix after the other.
+
+    There jaxlib shares a batch out over XLA's threads and waits on one of them. As many
+    batches at once as there are threads, one a core, wait for good (jaxlib 0.10.2).
+    """
+
+    def in_turn(*stacks: jax.Array) -> jax.Array:
+        *stack, _, _ = stacks[0].shape
+        flat = [x.reshape(math.prod(stack), *x.shape[-2:]) for x in stacks]
+        out = lax.map(lambda matrices: factorize(*matrices), flat)
+        return out.reshape(*stack, *out.shape[1:])
+
+    @wraps(factorize)
+    def chosen(*stacks: jax.Array) -> jax.Array:
+        if stacks[0].ndim == 2:
+            return factorize(*stacks)
+        return lax.platform_dependent(*stacks, cpu=in_turn, default=factorize)
+
+    return chosen
+
+
+@_one_at_a_time
+def _householder(x: jax.Array) -> jax.Array:
+    """The orthogonal factor of the reduced QR."""
+    return jnp.linalg.qr(x)[0]
+
+
+@_one_at_a_time
+def _whiten(x: jax.Array, gram: jax.Array) -> jax.Array:
+    """`X L^-T` of `gram = L L^T`; NaN if that is not positive definite."""
+    factor = lax.linalg.cholesky(gram)
+    return lax.linalg.triangular_solve(
+        factor, x, left_side=False, lower=True, transpose_a=True
+    )
+
+
 def leading_left_singular_vectors(x: jax.Array, rank: int) -> jax.Array:
     """The first `rank` left singular vectors of `(..., m, n)`, as `(..., m, rank)`.
 
@@ -76,25 +114,15 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
       ScalA, 2014.
     """
     lengths = frobenius_norm(x, axis=-2, keepdims=True)
-    once, _ = _cholesky_qr(x / jnp.where(lengths > 0, lengths, 1.0))
-    twice, gram = _cholesky_qr(once)
+    x_unit = x / jnp.where(lengths > 0, lengths, 1.0)
+    once = _whiten(x_unit, matmul(x_unit.mT, x_unit))
+    gram = matmul(once.mT, once)
+    twice = _whiten(once, gram)
     # What the first pass left decides how exact the second one is; NaN fails as well.
     eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     excess = jnp.abs(gram - jnp.broadcast_to(eye, gram.shape))
     good = jnp.all(jnp.sum(excess, axis=-1) < 0.5)
-    return lax.cond(good, lambda: twice, lambda: jnp.linalg.qr(x)[0])
-
-
-def _cholesky_qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`X L^-T` and `X^T X = L L^T`; NaN if that is not positive definite."""
-    gram = matmul(x.mT, x)
-    factor = lax.linalg.cholesky(gram)
-    return (
-        lax.linalg.triangular_solve(
-            factor, x, left_side=False, lower=True, transpose_a=True
-        ),
-        gram,
-    )
+    return lax.cond(good, lambda: twice, lambda: _householder(x))
 
 
 def subspace_step(
@@ -132,7 +160,7 @@ def eigenbasis(gram: jax.Array, rank: int | None = None) -> jax.Array:
     axes = jnp.broadcast_to(
         jnp.eye(m, m - rank, dtype=gram.dtype), (*gram.shape[:-1], m - rank)
     )
-    return jnp.linalg.qr(jnp.concatenate([vectors[..., :rank], axes], -1))[0]
+    return _householder(jnp.concatenate([vectors[..., :rank], axes], -1))
 
 
 def refresh_eigenbasis(
@@ -155,7 +183,7 @@ def refresh_eigenbasis(
     order = jnp.argsort(-jnp.sum(basis * power, axis=-2), axis=-1)
     power = jnp.take_along_axis(power, order[..., None, :], axis=-1)
     # Householder's: the condition of a preconditioner is far beyond Cholesky.
-    return jnp.linalg.qr(power)[0], order
+    return _householder(power), order
 
 
 def _unit_scale(x: jax.Array) -> jax.Array:

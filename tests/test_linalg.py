@@ -1,5 +1,9 @@
 """Linear algebra against NumPy's factorisations, rank-deficient and zero included."""
 
+import os
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -162,3 +166,26 @@ def test_the_estimated_nuclear_norm_of_small_and_of_empty_matrices():
         exact = np.linalg.svd(x, compute_uv=False).sum()
         assert float(linalg.nuclear_norm_estimate(x)) == pytest.approx(exact, rel=1e-4)
     assert float(linalg.nuclear_norm_estimate(jnp.zeros((12, 20)))) == 0
+
+
+MANY_STACKS = """
+import jax
+from optlab import linalg
+
+x = jax.random.normal(jax.random.key(0), (24, 8, 64, 64))
+
+@jax.jit
+def factors(x):
+    orthonormal = [linalg.orthonormal_basis(y) for y in x]
+    refreshed = [linalg.refresh_eigenbasis(y @ y.mT, y) for y in x]
+    return orthonormal, refreshed
+
+for _ in range(30):
+    jax.block_until_ready(factors(x))
+"""
+
+
+def test_factorisations_of_many_stacks_end_on_two_threads():
+    variables = os.environ | {"NPROC": "2", "PJRT_NPROC": "2", "XLA_FLAGS": ""}
+    words = [sys.executable, "-c", MANY_STACKS]
+    subprocess.run(words, env=variables, check=True, timeout=120)

@@ -10,9 +10,6 @@ from experiments.config import UserError
 from experiments.launchers.job import command
 from experiments.points import Point
 
-# More than any step has QRs that do not wait for each other.
-_POOL_THREADS = 16
-
 
 class Process:
     """A worker; the launcher's Ctrl-C does not reach it by itself."""
@@ -82,16 +79,8 @@ def _one_thread() -> str:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    """Variables of a worker: points of one shape compile once, none stands still.
-
-    jaxlib's batched QR waits inside XLA's pool for work that it puts into the same pool
-    (0.10.2): as many at once as it has threads, one a core by default, wait for good.
-    On two cores more threads make a step up to a third longer, which a sweep pays for
-    ending at all.
-    """
-    threads = max(os.cpu_count() or 1, _POOL_THREADS)
+    """Variables of a worker: points of one shape compile once."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "PJRT_NPROC": os.environ.get("PJRT_NPROC", str(threads)),
     }
