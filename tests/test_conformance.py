@@ -153,6 +153,20 @@ def test_stacked_layers_equal_separate_ones(name):
 
 
 @every_entry
+def test_the_program_does_not_grow_with_depth(name):
+    def size(depth):
+        shapes = {"up": (depth, 8, 24), "down": (depth, 24, 8)}
+        params = {"layers": {k: jnp.zeros(s) for k, s in shapes.items()}}
+        tx = make(name)
+        grads, state = jax.eval_shape(lambda: (params, tx.init(params)))
+        needed = extras(name, params)
+        jaxpr = jax.make_jaxpr(lambda *xs: tx.update(*xs, **needed))
+        return str(jaxpr(grads, state, params)).count(" = ")
+
+    assert size(2) == size(64)
+
+
+@every_entry
 def test_schedule_of_zero_drives_the_first_update(name):
     if "learning_rate" not in inspect.signature(get(name).factory).parameters:
         pytest.skip("it takes no rate")

@@ -167,20 +167,6 @@ def test_the_transform_alone_names_the_leaf_that_is_no_matrix():
         optlab.scale_by_cosmos().init({"bias": jnp.zeros(3)})
 
 
-def test_the_program_does_not_grow_with_depth():
-    rule = optlab.default_roles(stacked=("layers/",))
-    tx = optlab.cosmos(1e-2, roles=rule)
-
-    def size(depth):
-        shapes = {"up": (depth, 8, 24), "down": (depth, 24, 8)}
-        params = {"layers": {k: jnp.zeros(s) for k, s in shapes.items()}}
-        return str(jax.make_jaxpr(tx.update)(params, tx.init(params), params)).count(
-            "\n"
-        )
-
-    assert abs(size(2) - size(64)) <= 2
-
-
 def test_a_steady_step_costs_little_over_roots():
     """The seven matrices of a LLaMA-130M block, with the same coefficients."""
     shapes = [(768, 768)] * 4 + [(768, 2048)] * 2 + [(2048, 768)]

@@ -24,7 +24,7 @@ def small_arguments(**changes) -> list[str]:
     return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small():
     """Loads the demo's config at a small size, with changes."""
     return lambda **changes: configs.load(
@@ -32,9 +32,11 @@ def small():
     )[0]
 
 
-@pytest.fixture(autouse=True)
-def _in_repository(monkeypatch, request):
-    monkeypatch.chdir(request.config.rootpath)
+@pytest.fixture(scope="package", autouse=True)
+def _in_repository(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        yield
 
 
 @pytest.fixture

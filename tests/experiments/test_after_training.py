@@ -7,20 +7,16 @@ import pytest
 
 from experiments import config as configs
 from experiments.trainer import loop
-from tests.experiments.conftest import small_arguments
 from tests.experiments.test_train import read
 
 WORDS = {"train__steps": 10, "train__ema_decay": 0.9, "train__checkpoint_every": 4}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, request):
+def finished(tmp_path_factory, small):
     """A run of ten steps that was looked into: traced, every fourth step in layers."""
     folder = tmp_path_factory.mktemp("after") / "run"
-    words = small_arguments(**WORDS, train__diagnostics_every=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(request.config.rootpath)
-        config, _ = configs.load("configs/stdlib_lm.py", words)
+    config = small(**WORDS, train__diagnostics_every=4)
     assert loop.train(config, str(folder), profile=True) == 0
     return folder
 

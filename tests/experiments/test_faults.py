@@ -34,15 +34,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory, request):
+def half(tmp_path_factory, small):
     """A run of 12 steps with checkpoints of 8 and 12, and no result."""
     folder = tmp_path_factory.mktemp("half") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(request.config.rootpath)
-        config, _ = configs.load(
-            "configs/stdlib_lm.py",
-            kill_ten_times.small_arguments(train__steps=12, train__checkpoint_every=4),
-        )
+    config = small(train__steps=12, train__checkpoint_every=4)
     assert loop.train(config, str(folder)) == 0
     (folder / "result.json").unlink()
     return folder, config

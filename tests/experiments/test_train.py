@@ -23,20 +23,16 @@ def read(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, request):
+def finished(tmp_path_factory, small):
     """A completed COSMOS run of 20 steps."""
     folder = tmp_path_factory.mktemp("run") / "cosmos"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(request.config.rootpath)
-        config, changed = configs.load(
-            "configs/stdlib_lm.py",
-            small_arguments(
-                optimizer__name="cosmos",
-                optimizer__kwargs__rank=8,
-                optimizer__adam_learning_rate=0.02,
-                model__z_loss=1e-4,
-            ),
-        )
+    config = small(
+        optimizer__name="cosmos",
+        optimizer__kwargs__rank=8,
+        optimizer__adam_learning_rate=0.02,
+        model__z_loss=1e-4,
+    )
+    changed = {"optimizer.kwargs.rank": 8}
     assert loop.train(config, str(folder), overrides=changed) == 0
     return folder, config
 
