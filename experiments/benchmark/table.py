@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -33,4 +34,5 @@ def show(
     table = Table(*columns)
     for line in rows:
         table.add_row(*line)
-    Console().print(table)
+    # A file or a pipe has no width, and would get that of a narrow terminal.
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

@@ -8,25 +8,8 @@
 # The image's working folder is the repository, its python has `optlab[experiments,gpu]`;
 # CLAIM is a volume that many pods may write, mounted at /runs. NAME (optlab) names the
 # Job. --dry_run as the first word, or DRY_RUN=1, prints the manifest and applies nothing.
-set -euo pipefail
-
-dry_run=${DRY_RUN:-}
-if [[ ${1:-} == --dry_run ]]; then
-  dry_run=1
-  shift
-fi
-missing=()
-for name in IMAGE CLAIM PODS GPUS; do
-  [[ -n ${!name:-} ]] || missing+=("$name")
-done
-if ((${#missing[@]})); then
-  echo "error: set ${missing[*]}" >&2
-  exit 2
-fi
-if (($# == 0)); then
-  echo "error: give the training's flags, such as --config and --workdir" >&2
-  exit 2
-fi
+needed="IMAGE CLAIM PODS GPUS"
+source "$(dirname "$0")/arguments.sh"
 
 NAME=${NAME:-optlab}
 # A list of JSON strings is one of YAML's; Kubernetes reads $$ as a plain $.

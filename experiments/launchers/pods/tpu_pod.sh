@@ -8,25 +8,8 @@
 # FOLDER holds the repository and its .venv on every host (`make .venv`, then
 # `.venv/bin/pip install "jax[tpu]"`); the workdir lies on a disk that they share.
 # --dry_run as the first word, or DRY_RUN=1, prints the command and runs nothing.
-set -euo pipefail
-
-dry_run=${DRY_RUN:-}
-if [[ ${1:-} == --dry_run ]]; then
-  dry_run=1
-  shift
-fi
-missing=()
-for name in TPU_NAME ZONE PROJECT FOLDER; do
-  [[ -n ${!name:-} ]] || missing+=("$name")
-done
-if ((${#missing[@]})); then
-  echo "error: set ${missing[*]}" >&2
-  exit 2
-fi
-if (($# == 0)); then
-  echo "error: give the training's flags, such as --config and --workdir" >&2
-  exit 2
-fi
+needed="TPU_NAME ZONE PROJECT FOLDER"
+source "$(dirname "$0")/arguments.sh"
 
 # What the hosts' shells read must be quoted once more than what this one reads.
 training=$(printf ' %q' .venv/bin/python -m experiments.train --multihost "$@")
