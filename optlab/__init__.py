@@ -12,16 +12,15 @@ from optlab.curvature import (
     value_grad_and_periodic_hessian_diag as value_grad_and_periodic_hessian_diag,
 )
 from optlab.describe import describe as describe
+from optlab.lmo import scale_by_lmo as scale_by_lmo
+from optlab.noise import noise_adaptive as noise_adaptive
 from optlab.optimizers.adahessian import adahessian as adahessian
 from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
 from optlab.optimizers.lanton import lanton as lanton
-from optlab.optimizers.lanton import noise_adaptive as noise_adaptive
-from optlab.optimizers.lanton import scale_by_lmo as scale_by_lmo
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
-from optlab.optimizers.root import clip_outliers as clip_outliers
 from optlab.optimizers.root import root as root
 from optlab.optimizers.root import scale_by_root as scale_by_root
 from optlab.optimizers.scion import scale_by_scion as scale_by_scion
@@ -33,6 +32,7 @@ from optlab.optimizers.spam import spam as spam
 from optlab.optimizers.stable_spam import scale_by_stable_spam as scale_by_stable_spam
 from optlab.optimizers.stable_spam import stable_spam as stable_spam
 from optlab.orthogonalize import orthogonalize as orthogonalize
+from optlab.outliers import clip_outliers as clip_outliers
 from optlab.registry import register as register
 from optlab.roles import EMBEDDING as EMBEDDING
 from optlab.roles import VECTOR as VECTOR

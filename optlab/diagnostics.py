@@ -15,8 +15,8 @@ import optax
 from optlab import linalg
 from optlab.compose import to_state_dtype
 from optlab.describe import owning_parameter, state_leaves
+from optlab.noise import NoiseAdaptiveState, layer_ratios
 from optlab.norms import Layers, tree_layers
-from optlab.optimizers.lanton import NoiseAdaptiveState, layer_ratios
 from optlab.optimizers.root import ScaleByRootState
 from optlab.optimizers.spam import ScaleBySpamState, spike_shares
 from optlab.roles import as_rule, path_name

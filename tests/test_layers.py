@@ -13,13 +13,11 @@ ORDER = [
     "linalg schedules curvature",
     "orthogonalize",
     "roles describe compose",
-    "distribution sharding norms spikes",
+    "distribution sharding norms lmo noise outliers spikes",
     "optimizers",
     "registry diagnostics",
     "__init__",
 ]
-# A baseline that is a special case of another optimizer.
-SPECIAL_CASES = {("scion", "lanton")}
 ALLOWED = {"chex", "jax", "numpy", "optax", "optlab", "scipy"}
 
 
@@ -62,8 +60,7 @@ def test_imports_go_one_way():
                 continue
             room, own = parts[1], room_of(path)
             if room == own == "optimizers":
-                pair = (path.stem, parts[2] if len(parts) > 2 else "")
-                assert pair[1] in ("", *(b for a, b in SPECIAL_CASES if a == pair[0]))
+                assert parts[2:] == [], f"{path.stem} imports {name}"
             elif room in {name for line in ORDER for name in line.split()}:
                 assert rank(room) < rank(own), f"{own} imports {room}"
 

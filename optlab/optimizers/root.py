@@ -41,7 +41,8 @@ from optlab import checks, linalg
 from optlab.coefficients import fit_coefficients
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
 from optlab.orthogonalize import Coefficients, orthogonalize
-from optlab.roles import Distribute, Matrix, as_rule, map_matrices, tree_views
+from optlab.outliers import check_quantile, clip_to_quantile
+from optlab.roles import Distribute, as_rule, map_matrices, tree_views
 
 # The RMS of an update is about this, whatever the shape (Moonlight's choice).
 _RMS = 0.2
@@ -56,12 +57,6 @@ class ScaleByRootState(NamedTuple):
     mu: optax.Updates  # M, as the parameters
 
 
-def _clip(x: jax.Array, quantile: float) -> jax.Array:
-    """Clips each matrix of a stack at a quantile of its absolute values."""
-    bound = linalg.quantile(jnp.abs(x), quantile) + 1e-9
-    return jnp.clip(x, -bound, bound)
-
-
 def _directions(
     x: jax.Array,
     *,
@@ -71,7 +66,7 @@ def _directions(
     ns_dtype: Any,
 ) -> tuple[jax.Array]:
     """The directions of a stack `(S, m, n)` of momenta."""
-    clipped = _clip(linalg.cap_norm(x), quantile)
+    clipped = clip_to_quantile(linalg.cap_norm(x), quantile)
     normalize = "schatten4" if ns_coeffs is None else "frobenius"
     ortho = orthogonalize(
         clipped,
@@ -97,61 +92,6 @@ def _coefficients(
     raise ValueError(f"ns_coeffs has no entry for matrices of shape {(m, n)}")
 
 
-def clip_outliers(
-    quantile: float = 0.9,
-    *,
-    roles: Any = None,
-    distribute: Distribute | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """ROOT's soft threshold alone: clips each hidden matrix at a quantile of itself.
-
-    What is above the quantile of a matrix's absolute values comes down to it; other
-    leaves pass through. Usable in any chain.
-
-    Example:
-      >>> import optax, optlab
-      >>> tx = optax.chain(optlab.clip_outliers(0.9), optlab.cosmos(1e-2))
-
-    Args:
-      quantile: in (0, 1]; 1 clips nothing.
-      roles: a rule, a tree of dimension numbers, or None for `default_roles()`.
-      distribute: how the work is spread, such as `optlab.sharding.over_mesh(...)`.
-
-    Returns:
-      The transform; it keeps nothing.
-
-    Raises:
-      ValueError: `quantile` is no plain number in (0, 1].
-    """
-    _check_quantile(quantile)
-    rule = as_rule(roles)
-
-    def clip(updates, params=None):
-        del params
-        views = tree_views(updates, rule, "clip_outliers")
-        (clipped,) = map_matrices(
-            lambda x: (_clip(x, quantile),),
-            *(views, (to_state_dtype(updates),)),
-            distribute=distribute,
-            wide=True,
-        )
-        return cast_like(clipped, updates)
-
-    def matrices(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: isinstance(rule(path, leaf), Matrix), tree
-        )
-
-    return optax.with_extra_args_support(
-        optax.masked(optax.stateless(clip), matrices, mask_compatible_extra_args=True)
-    )
-
-
-def _check_quantile(quantile: Any) -> None:
-    if not isinstance(quantile, int | float) or not 0 < quantile <= 1:
-        raise ValueError(f"quantile must be a number in (0, 1], got {quantile!r}")
-
-
 def scale_by_root(
     momentum: Any = 0.95,
     *,
@@ -173,7 +113,7 @@ def scale_by_root(
     """
     checks.fraction(momentum=momentum)
     checks.positive_int(ns_steps=ns_steps)
-    _check_quantile(quantile)
+    check_quantile(quantile)
     rule = as_rule(roles)
     step = partial(
         _directions,

@@ -1,0 +1,72 @@
+"""Steepest ascent of the momentum, the LMO of each group: LANTON's and Scion's."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import checks
+from optlab.compose import cast_like, to_state_dtype, zero_state
+from optlab.norms import steepest_ascent, tree_layers
+from optlab.roles import Distribute, as_rule
+
+
+class ScaleByLmoState(NamedTuple):
+    """State of the momentum under an LMO."""
+
+    count: jax.Array  # ()
+    mu: optax.Updates  # B, as the parameters
+
+
+def scale_by_lmo(
+    b1: Any = 0.95,
+    *,
+    embedding_scale: Any = 1.0,
+    ns_steps: int = 5,
+    ns_dtype: Any = None,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The steepest ascent of the momentum in each group's norm: LANTON's and Scion's.
+
+    Args:
+      b1: decay of the momentum, in [0, 1).
+      embedding_scale: of the sign of embeddings and heads. None: one over the width,
+        the last axis of a table, the first of a kernel or head.
+      ns_steps: Newton-Schulz steps on hidden matrices.
+      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
+        momentum's, and at least float32.
+      roles, mu_dtype, distribute: see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The transform; its state holds one momentum.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    checks.fraction(b1=b1)
+    checks.positive_int(ns_steps=ns_steps)
+    checks.non_negative(embedding_scale=embedding_scale)
+    rule = as_rule(roles)
+
+    def init_fn(params):
+        return ScaleByLmoState(jnp.zeros([], jnp.int32), zero_state(params, mu_dtype))
+
+    def update_fn(updates, state, params=None, **extra):
+        del params, extra
+        gradients = to_state_dtype(updates)
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, gradients, state.mu)
+        leaves, treedef = jax.tree.flatten(mu)
+        found = steepest_ascent(
+            leaves,
+            tree_layers(updates, rule, embedding_scale),
+            ns_steps=ns_steps,
+            ns_dtype=ns_dtype,
+            distribute=distribute,
+        )
+        directions = cast_like(treedef.unflatten(found), updates)
+        return directions, ScaleByLmoState(state.count + 1, cast_like(mu, state.mu))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,73 @@
+"""ROOT's soft threshold: matrices clipped at a quantile of their absolute values."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import linalg
+from optlab.compose import cast_like, to_state_dtype
+from optlab.roles import Distribute, Matrix, as_rule, map_matrices, tree_views
+
+
+def clip_outliers(
+    quantile: float = 0.9,
+    *,
+    roles: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """ROOT's soft threshold alone: clips each hidden matrix at a quantile of itself.
+
+    What is above the quantile of a matrix's absolute values comes down to it; other
+    leaves pass through. Usable in any chain.
+
+    Example:
+      >>> import optax, optlab
+      >>> tx = optax.chain(optlab.clip_outliers(0.9), optlab.cosmos(1e-2))
+
+    Args:
+      quantile: in (0, 1]; 1 clips nothing.
+      roles: a rule, a tree of dimension numbers, or None for `default_roles()`.
+      distribute: how the work is spread, such as `optlab.sharding.over_mesh(...)`.
+
+    Returns:
+      The transform; it keeps nothing.
+
+    Raises:
+      ValueError: `quantile` is no plain number in (0, 1].
+    """
+    check_quantile(quantile)
+    rule = as_rule(roles)
+
+    def clip(updates, params=None):
+        del params
+        views = tree_views(updates, rule, "clip_outliers")
+        (clipped,) = map_matrices(
+            lambda x: (clip_to_quantile(x, quantile),),
+            *(views, (to_state_dtype(updates),)),
+            distribute=distribute,
+            wide=True,
+        )
+        return cast_like(clipped, updates)
+
+    def matrices(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: isinstance(rule(path, leaf), Matrix), tree
+        )
+
+    return optax.with_extra_args_support(
+        optax.masked(optax.stateless(clip), matrices, mask_compatible_extra_args=True)
+    )
+
+
+def clip_to_quantile(x: jax.Array, quantile: float) -> jax.Array:
+    """Clips each matrix of a stack at a quantile of its absolute values."""
+    bound = linalg.quantile(jnp.abs(x), quantile) + 1e-9
+    return jnp.clip(x, -bound, bound)
+
+
+def check_quantile(quantile: Any) -> None:
+    """Refuses what is no plain number in (0, 1]."""
+    if not isinstance(quantile, int | float) or not 0 < quantile <= 1:
+        raise ValueError(f"quantile must be a number in (0, 1], got {quantile!r}")
