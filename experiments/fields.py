@@ -18,6 +18,9 @@ class Field(NamedTuple):
     positive: bool = False
 
 
+# More than anyone has; beyond it lie slips of the finger.
+_MANY = 2**24
+
 FIELDS = {
     "seed": Field(0, "decides initial weights and data order", low=0, high=2**32 - 1),
     "task.name": Field(
@@ -39,20 +42,30 @@ FIELDS = {
         "of installed_sources: tokens of the BPE to train, bytes if not given; "
         "of shards: where no meta.json says it, or to pad the table",
         low=2,
+        high=_MANY,
     ),
-    "task.context": Field(128, "tokens in a window", low=1),
+    "task.context": Field(128, "tokens in a window", low=1, high=_MANY),
     "task.eval_windows": Field(
-        256, "validation windows, a multiple of 32, the same ones always", low=32
+        256,
+        "validation windows, a multiple of 32, the same ones always",
+        low=32,
+        high=_MANY,
     ),
     "task.augment": Field(False, "crop and mirror training images at random"),
     "model.name": Field("llama", "family", tuple(MODELS)),
     "model.size": Field(
         "tiny", "; ".join(f"{name}: {', '.join(m.sizes)}" for name, m in MODELS.items())
     ),
-    "model.width": Field(int, "width of the residual stream, if not the size's", low=1),
-    "model.layers": Field(int, "number of layers, if not the size's", low=1),
-    "model.heads": Field(int, "attention heads, if not the size's", low=1),
-    "model.hidden": Field(int, "inner width of the MLP, if not the size's", low=1),
+    "model.width": Field(
+        int, "width of the residual stream, if not the size's", low=1, high=_MANY
+    ),
+    "model.layers": Field(
+        int, "number of layers, if not the size's", low=1, high=10_000
+    ),
+    "model.heads": Field(int, "attention heads, if not the size's", low=1, high=_MANY),
+    "model.hidden": Field(
+        int, "inner width of the MLP, if not the size's", low=1, high=_MANY
+    ),
     "model.tied": Field(
         bool, "embedding and head share their weights, if not as the family has it"
     ),
@@ -76,8 +89,8 @@ FIELDS = {
     "schedule.warmup_fraction": Field(
         0.0, "share of the steps in which rates rise linearly", low=0, high=0.99
     ),
-    "train.steps": Field(1000, "optimizer steps", low=1),
-    "train.batch_size": Field(16, "windows in a step", low=1),
+    "train.steps": Field(1000, "optimizer steps", low=1, high=2**31 - 1),
+    "train.batch_size": Field(16, "windows in a step", low=1, high=_MANY),
     "train.accumulate": Field(
         1, "microbatches that a step works through, dividing the batch", low=1
     ),

@@ -62,7 +62,9 @@ def shuffled_batches(
     """
     rows = (process or Process.this()).rows(batch_size)
     numbers = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
-    batches = numbers.batch(batch_size).map(lambda chosen: gather(chosen[rows]))
+    # What is without end has no remainder; rounded up, batches of one are too many.
+    batches = numbers.batch(batch_size, drop_remainder=True)
+    batches = batches.map(lambda chosen: gather(chosen[rows]))
     # One thread is far ahead of any device, and hides what a cold disk takes.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(batches.to_iter_dataset(options))

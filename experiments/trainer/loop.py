@@ -54,6 +54,7 @@ def train(
         been compiled then, and the folder is as it was), or the disk is full.
     """
     program = Program(config)
+    memory.check(program.abstract)
     folder = open_workdir(
         *(workdir, config, program.task.digest),
         overwrite=overwrite,
@@ -127,13 +128,10 @@ class _Run:
         train = self.config.train
         few = train.steps < 1000
         self.log_every = train.log_every or (1 if few else 10)
-        every = train.checkpoint_every
-        self.evaluations = _multiples(train.eval_every, train.steps)
-        self.saves = _multiples(every, train.steps) if every else set()
 
     def execute(self, *, reset_optimizer: bool, profile: bool) -> dict[str, Any]:
         """Trains until the last step, a signal, or too many bad steps."""
-        started = time.perf_counter()
+        self.started = time.perf_counter()
         folder, steps = self.folder, self.config.train.steps
         with contextlib.ExitStack() as stack:
             quiet = isinstance(folder, Follower)
@@ -163,7 +161,7 @@ class _Run:
                     self.progress.line(f"failed: {type(error).__name__}: {error}")
                 raise
             finally:
-                self.result["total_seconds"] = time.perf_counter() - started
+                self.result["total_seconds"] = time.perf_counter() - self.started
                 with contextlib.suppress(OSError):
                     folder.write_json("result.json", finite_or_none(self.result))
         return self.result
@@ -176,6 +174,7 @@ class _Run:
             "best_val_loss": None,
             "steps": records[-1]["step"] if records else 0,
             "seconds": records[-1]["seconds"] if records else 0.0,
+            "start_seconds": None,  # to the first step: restoring and compiling
             "peak_memory_bytes": None,
             "optimizer_state_bytes": tree_bytes(opt_state.inner_state),
             "reason": "failed",
@@ -210,13 +209,13 @@ class _Run:
         diagnose = layout.compile(program.diagnose)
         batches.set_state(position)
         evaluate = program.evaluator(program.task.eval_batches())
-        if not self.evaluations.isdisjoint(range(first, train.steps + 1)):
+        if first <= train.steps:  # after the last step there is an evaluation
             evaluate(state.params, 1)  # compiles, so that no step's time holds it
 
         def emit(done: int, values: dict[str, Any]) -> None:
             """Writes a record of the step, with an evaluation where one is due."""
             record = self._record(done, values)
-            if done in self.evaluations:
+            if self._due(train.eval_every, done):
                 record |= evaluate(state.params)
                 if state.ema:
                     averaged = evaluate(state.ema)
@@ -229,6 +228,7 @@ class _Run:
         pending = None
         progress.start()
         self.mark = time.perf_counter()
+        result["start_seconds"] = self.mark - self.started
         for done in range(first, train.steps + 1):
             self.profiler.before(done)
             batch, layers = read(), {}
@@ -241,9 +241,9 @@ class _Run:
                 emit(*pending)
                 pending = None
             stops = stop.at(done)
-            save = done in self.saves or stops
+            save = self._due(train.checkpoint_every, done) or stops
             if result["reason"] != "diverged":
-                if done in self.evaluations or save or layers:
+                if self._due(train.eval_every, done) or save or layers:
                     emit(done, values | _by_layer(layers))
                 elif done % self.log_every == 0:
                     pending = (done, values)
@@ -264,6 +264,10 @@ class _Run:
             good = math.isfinite(result["val_loss"])
             result["reason"] = "completed" if good else "diverged"
         progress.line(f"{result['reason']} after {result['steps']} steps")
+
+    def _due(self, every: int, done: int) -> bool:
+        """Whether something is, that comes every so many steps and after the last."""
+        return every > 0 and (done % every == 0 or done == self.config.train.steps)
 
     def _record(self, done: int, values: dict[str, Any]) -> dict[str, Any]:
         """Fetches a step's metrics, which waits for the device."""
@@ -293,11 +297,6 @@ class _Run:
         if bad_steps >= self.config.train.max_bad_steps:
             result["reason"] = "diverged"
         return record
-
-
-def _multiples(every: int, steps: int) -> set[int]:
-    """The steps at which something is due, the last one among them."""
-    return {*range(every, steps, every), steps}
 
 
 def _by_layer(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,40 @@
 """How much memory a training step takes, before it runs and after."""
 
+import math
+import os
+
 import jax
 
+from experiments.config import UserError
 from experiments.trainer.state import TrainState, tree_bytes
+
+
+def check(abstract: TrainState) -> None:
+    """Refuses a state that no step could work on, for it alone fills the device.
+
+    Args:
+      abstract: the state, of all devices.
+
+    Raises:
+      UserError: if a device's part of the state is larger than its memory.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
+    if needed > (there := _memory()):
+        raise UserError(
+            f"--config.model: parameters and optimizer state need {_size(needed)} "
+            f"a device, which has {_size(there)}"
+        )
+
+
+def _memory() -> int:
+    """Bytes of a device; those of one machine's CPU devices are shared."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", machine // len(devices))
 
 
 def report(abstract: TrainState, compiled) -> str:

@@ -71,6 +71,11 @@ def test_batches_are_windows_and_resume():
     assert (other[:, 0] != batch[:, 0]).any()
 
 
+def test_batches_of_one_come_too():
+    batches = corpus(np.arange(50)).train_batches(9, 1, seed=0)
+    assert next(batches).shape == (1, 9)
+
+
 def test_an_epoch_has_every_window_of_every_part_once():
     parts = np.arange(20), np.arange(50, 55), np.arange(100, 128)
     batches = corpus(*parts).train_batches(9, 8, seed=0)

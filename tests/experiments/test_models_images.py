@@ -102,6 +102,18 @@ def test_parameter_counts_of_resnet(size, parameters, paper):
     assert 6 * model.size.layers + 2 == int(size)
 
 
+@pytest.mark.parametrize(("size", "deit"), [("ti", 5.7), ("s", 22.1)])
+def test_parameter_counts_of_vit(size, deit):
+    """DeiT's at 224 pixels in patches of 16 with 1000 classes and a class token."""
+    model = build("vit", size=size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    width = model.size.width
+    ours = (3 * 4 * 4 + 64 + 10) * width + 10
+    theirs = (3 * 16 * 16 + 197 + 1 + 1000) * width + 1000
+    assert round((count - ours + theirs) / 1e6, 1) == deit
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit", "mlp"])
 def test_bfloat16_and_roles(name):
     model = build(name, size="tiny", dtype="bfloat16")
