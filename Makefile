@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint types format system-deps clean
+.PHONY: demo test lint types format system-deps clean .venv
 
 demo: .venv
 	$(PY) -m experiments.demo --workdir=runs/demo
@@ -22,13 +22,14 @@ format: .venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# The folder carries the lock's date, so a changed lock installs anew.
-.venv: requirements.lock pyproject.toml
+# Made last, so that an install that was cut off starts again, as a changed lock does.
+.venv: .venv/installed
+.venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "optlab needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	touch .venv
+	touch .venv/installed
 
 # Debian packages that only some tests need; those skip, with the reason, without.
 system-deps:
