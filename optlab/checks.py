@@ -9,6 +9,7 @@ import numbers
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 
 def _plain(value: Any) -> bool:
@@ -62,3 +63,18 @@ def one_of(allowed: tuple[str, ...], **values: Any) -> None:
     for name, value in values.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}: {value!r}")
+
+
+def auto_axes(mesh: Any, spec: Any = None) -> None:
+    """Raises `ValueError` if a mesh has axes that are not Auto, or a spec names some.
+
+    On an Explicit axis, jax's default, products of matrices that are cut up raise.
+    """
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    named = kinds if spec is None else jax.tree.leaves(tuple(spec))
+    explicit = [n for n in named if kinds.get(n, AxisType.Auto) != AxisType.Auto]
+    if explicit:
+        raise ValueError(
+            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
+            "meshes that the compiler shards over"
+        )

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab import checks
 from optlab.roles import Distribute
 
 
@@ -24,8 +25,9 @@ def mesh_size(mesh: Mesh, axes: str | Sequence[str]) -> int:
     """How many devices lie along one axis of a mesh, or along several.
 
     Raises:
-      ValueError: the mesh has no such axis.
+      ValueError: the mesh has no such axis, or one that is not Auto.
     """
+    checks.auto_axes(mesh)
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     for name in names:
         if name not in mesh.shape:
@@ -131,13 +133,6 @@ def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
       ValueError: the mesh has no such axis, or one that is not Auto.
     """
     names = (axes,) if isinstance(axes, str) else tuple(axes)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    explicit = [n for n, kind in kinds.items() if kind != AxisType.Auto]
-    if explicit:
-        raise ValueError(
-            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
-            "meshes that the compiler shards over"
-        )
     return OverMesh(mesh, names)
 
 

@@ -25,7 +25,7 @@ from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
 from optlab.optimizers.stable_spam import stable_spam
-from optlab.roles import Matrix, as_rule, tree_roles, tree_views
+from optlab.roles import Matrix, as_rule, check_layout, tree_roles, tree_views
 
 Needs = Callable[[Mapping[str, Any]], tuple[str, ...]]
 
@@ -149,6 +149,7 @@ def muon(
     rule = as_rule(roles)
 
     def numbers(tree):
+        check_layout(tree)
         return jax.tree.map(
             lambda role: optax.contrib.MuonDimensionNumbers(role.rows, role.cols),
             tree_roles(tree, rule),

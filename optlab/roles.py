@@ -21,6 +21,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from optlab import checks
+
 _LOG = logging.getLogger("optlab")
 
 
@@ -230,6 +232,16 @@ def tree_views(tree: Any, rule: Rule, owner: str) -> Any:
     return jax.tree_util.tree_map_with_path(view, tree)
 
 
+def check_layout(tree: Any) -> None:
+    """Raises `ValueError` if a leaf is cut up over an axis of a mesh that is not Auto.
+
+    The types of arrays tell that, under `jax.jit` too; jax's own errors come later.
+    """
+    for leaf in jax.tree.leaves(tree):
+        layout = jax.typeof(leaf).sharding
+        checks.auto_axes(layout.mesh, layout.spec)
+
+
 class Distribute(Protocol):
     """Turns a function of groups of stacks into the same function, computed apart."""
 
@@ -275,7 +287,11 @@ def map_matrices(
 
     Returns:
       The tree of the resulting matrices as leaves, then those of the factors.
+
+    Raises:
+      ValueError: a leaf is cut up over an axis of a mesh that is not Auto.
     """
+    check_layout(trees)
     is_view = partial(_is, View)
     flat_views, treedef = jax.tree.flatten(views, is_leaf=is_view)
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]

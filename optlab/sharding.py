@@ -17,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab import checks
 from optlab.describe import owning_parameter, state_leaves
 from optlab.distribution import (  # noqa: F401, the last two are public here
     OverAxis,
@@ -266,7 +267,7 @@ def init_state(
       `tx.init(params)`, laid out by `state_specs`.
 
     Raises:
-      ValueError: the devices have no such memory.
+      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
     """
     layouts = state_shardings(tx, params, distribute, memory_kind)
     return jax.jit(tx.init, out_shardings=layouts)(params)
@@ -292,7 +293,7 @@ def state_shardings(
       The tree of `NamedSharding` like the state.
 
     Raises:
-      ValueError: the devices have no such memory.
+      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
     """
     specs = jax.tree.map(lambda p: p.sharding.spec, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -341,7 +342,12 @@ def _moved(state: Any, space: Any) -> Any:
 
 
 def to_shardings(mesh: Mesh, specs: Any) -> Any:
-    """A tree of specs as a tree of shardings."""
+    """A tree of specs as a tree of shardings.
+
+    Raises:
+      ValueError: the mesh has axes that are not Auto.
+    """
+    checks.auto_axes(mesh)
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,

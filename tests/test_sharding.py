@@ -328,8 +328,47 @@ def test_an_unknown_axis_is_named():
             make_one(mesh, "model")
 
 
-def test_an_explicit_mesh_is_refused():
-    """Explicit axes are jax's default; products of sharded matrices raise on them."""
+# Explicit axes are jax's default; products of sharded matrices raise on them.
+EXPLICIT = r"axes \['data'\] are not Auto; optlab\.sharding\.make_mesh"
+
+
+def on_explicit_axes(spec):
+    """Shapes laid out over them, and the mesh."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    with pytest.raises(ValueError, match=r"not Auto; optlab\.sharding.make_mesh"):
-        sharding.over_mesh(mesh, "data")
+    place = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: x.update(sharding=place), shapes_of(FEW)), mesh
+
+
+def test_an_explicit_mesh_is_refused():
+    params, mesh = on_explicit_axes(P("data"))
+    specs = jax.tree.map(lambda _: P(), params)
+    for refused in (
+        lambda: sharding.over_mesh(mesh, "data"),
+        lambda: sharding.fsdp_rules(mesh),
+        lambda: sharding.tensor_parallel_rules(mesh, "data"),
+        lambda: sharding.to_shardings(mesh, specs),
+        lambda: sharding.state_shardings(optax.adam(1.0), params),
+        lambda: sharding.init_state(optax.adam(1.0), params),
+    ):
+        with pytest.raises(ValueError, match=EXPLICIT):
+            refused()
+
+
+@pytest.mark.parametrize("name", names())
+def test_arrays_on_explicit_axes_work_or_are_refused(name):
+    """Element by element they work, as whole matrices only where they are whole."""
+
+    def updated(spec):
+        params, _ = on_explicit_axes(spec)
+        tx = make(name)
+        state = jax.eval_shape(tx.init, params)
+        updates, _ = jax.eval_shape(stepper(name, tx), params, state, params)
+        return jax.tree.map(jax.typeof, (updates, params))
+
+    for spec in (P(), P("data"), P(None, "data")):
+        if spec != P() and name in {*APART, "muon"}:
+            with pytest.raises(ValueError, match=EXPLICIT):
+                updated(spec)
+        else:
+            found, expected = updated(spec)
+            assert found == expected
