@@ -122,6 +122,9 @@ FIELDS = {
         "out twice; 0: none",
         low=0,
     ),
+    "train.wandb_project": Field(
+        str, "on Weights & Biases, where the records go too; needs wandb"
+    ),
     "mesh.data": Field(
         1, "devices that batches and parameters are split over; -1: all", low=-1
     ),

@@ -15,7 +15,7 @@ from experiments.config import UserError
 from experiments.trainer import memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
-from experiments.trainer.metrics import MetricsWriter, finite_or_none
+from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
 from experiments.trainer.profiler import Profiler
 from experiments.trainer.program import Program
 from experiments.trainer.progress import Progress
@@ -55,6 +55,7 @@ def train(
     """
     program = Program(config)
     memory.check(program.abstract)
+    check_wandb(config.train.wandb_project)
     folder = open_workdir(
         *(workdir, config, program.task.digest),
         overwrite=overwrite,
@@ -146,8 +147,9 @@ class _Run:
                 begun = self.program.fresh_optimizer(begun[0]), begun[1]
                 self.progress.line("the optimizer starts afresh")
             after = int(begun[0].step) if begun else 0
+            project = None if quiet else self.config.train.wandb_project
             self.metrics = stack.enter_context(
-                contextlib.closing(MetricsWriter(folder.path, after))
+                contextlib.closing(MetricsWriter(folder.path, after, project))
             )
             self.profiler = stack.enter_context(
                 contextlib.closing(Profiler(folder.path, after if profile else None))

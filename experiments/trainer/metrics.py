@@ -1,15 +1,22 @@
-"""The records of a run: `metrics.jsonl`, the truth for all else, and TensorBoard."""
+"""The records of a run: `metrics.jsonl`, the truth for all else, and its followers.
 
+TensorBoard's files are always written, Weights & Biases only where a project is named.
+"""
+
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
+
+from experiments.config import UserError
 
 
 def finite_or_none(value: Any) -> Any:
@@ -29,9 +36,15 @@ class MetricsWriter:
     Args:
       folder: the run's.
       after: the step that the run goes on from; records of later ones are cut off.
+      wandb_project: on Weights & Biases, where a run goes on too.
+
+    Raises:
+      UserError: if Weights & Biases does not take the run.
     """
 
-    def __init__(self, folder: pathlib.Path, after: int = 0):
+    def __init__(
+        self, folder: pathlib.Path, after: int = 0, wandb_project: str | None = None
+    ):
         path = folder / "metrics.jsonl"
         self.kept = _cut(path, after) if path.exists() else []
         self._file = path.open("a")
@@ -42,6 +55,7 @@ class MetricsWriter:
         self._flushed = -math.inf
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add_event(after + 1, session_log=start)
+        self._wandb = _wandb_run(folder, wandb_project) if wandb_project else None
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes a record; `record["step"]` places it.
@@ -51,12 +65,18 @@ class MetricsWriter:
         """
         self._file.write(json.dumps(finite_or_none(record)) + "\n")
         self._file.flush()
-        scalars = [
-            summary_pb2.Summary.Value(tag=tag, simple_value=value)
+        scalars = {
+            tag: value
             for tag, value in _scalars(record)
             if tag != "step" and math.isfinite(value)
+        }
+        values = [
+            summary_pb2.Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
         ]
-        self._add_event(record["step"], summary=summary_pb2.Summary(value=scalars))
+        self._add_event(record["step"], summary=summary_pb2.Summary(value=values))
+        if self._wandb:
+            self._wandb.log(scalars, step=record["step"])
 
     def _add_event(self, step: int, **what: Any) -> None:
         event = event_pb2.Event(wall_time=time.time(), step=step, **what)
@@ -71,9 +91,44 @@ class MetricsWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the files, and the run on Weights & Biases."""
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """Refuses a project where there is no wandb to write to it.
+
+    Raises:
+      UserError: if one is named and the package is missing.
+    """
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "--config.train.wandb_project: wandb is not installed (pip install wandb)"
+        )
+
+
+def _wandb_run(folder: pathlib.Path, project: str):
+    """The run of this folder; later steps that it has already are not taken again."""
+    import wandb
+
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    try:
+        return wandb.init(
+            project=project,
+            name=folder.name,
+            id=path.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=json.loads((folder / "config.json").read_text())["config"],
+        )
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"--config.train.wandb_project: {reason}") from error
 
 
 def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -69,6 +69,7 @@ class Prepared(NamedTuple):
       grads: clipped, averaged over microbatches and devices.
       extra: the optimizer's extra arguments.
       grad_norm: before clipping.
+      grad_norm_l1: the sum of its absolute values, before clipping.
       finite: `(leaves,)`, whether all that belongs to a leaf is finite.
     """
 
@@ -77,6 +78,7 @@ class Prepared(NamedTuple):
     grads: optax.Updates
     extra: dict[str, optax.Updates]
     grad_norm: jax.Array
+    grad_norm_l1: jax.Array
     finite: jax.Array
 
 
@@ -147,14 +149,14 @@ def make_prepare(
             spiked = (state.step + 1) % spike_every == 0
             factor = jnp.where(spiked, jnp.float32(spike_scale), 1.0)
             grads = _scaled(grads, factor)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm, grad_norm_l1 = (optax.tree.norm(grads, ord=p) for p in (2, 1))
         if clip_norm:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
             grads = _scaled(grads, scale)
             if "other_grads" in extra:  # by the same factor, to be compared
                 extra["other_grads"] = _scaled(extra["other_grads"], scale)
         finite = jnp.stack([_finite(*g) for g in _by_leaf(grads, *extra.values())])
-        return Prepared(loss, aux, grads, extra, grad_norm, finite)
+        return Prepared(loss, aux, grads, extra, grad_norm, grad_norm_l1, finite)
 
     return prepare
 
@@ -185,7 +187,8 @@ def make_train_step(
     prepare = make_prepare(task, **options)
 
     def step(state, batches, peaks):
-        loss, aux, grads, extra, grad_norm, finite = prepare(state, batches)
+        prepared = prepare(state, batches)
+        loss, aux, grads, extra, grad_norm, grad_norm_l1, finite = prepared
         good = finite.all() & jnp.isfinite(loss)
         opt_state = set_rates(state.opt_state, peaks, schedule(state.step))
 
@@ -216,7 +219,9 @@ def make_train_step(
         metrics = {
             "loss": loss,
             **aux,
+            # Both, since `optlab.refined_schedule` reads either from a finished run.
             "grad_norm": grad_norm,
+            "grad_norm_l1": grad_norm_l1,
             "update_rms": update_rms,
             "learning_rate": optlab.current_learning_rate(opt_state),
             "bad_steps": state.bad_steps,

@@ -20,7 +20,7 @@ from experiments.config import UserError, base, flatten
 # All that a run writes, and `overwrite` removes.
 _FILES = (
     *("config.json", "metrics.jsonl", "result.json", "log.txt"),
-    *("tensorboard", "checkpoints"),
+    *("tensorboard", "checkpoints", "wandb_id"),
 )
 # Fields that may differ when a run goes on: the training is the same, but for the
 # order in which a mesh adds up.
@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.max_bad_steps",
     "train.diagnostics_every",
+    "train.wandb_project",
     "mesh.data",
     "mesh.model",
     "mesh.slice",
