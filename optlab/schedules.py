@@ -165,7 +165,8 @@ def refined_schedule(
 
     References:
         Defazio et al., https://arxiv.org/abs/2310.07831; held against
-        facebookresearch/adaptive_scheduling, find_schedule.py.
+        facebookresearch/adaptive_scheduling, find_schedule.py (commit not
+        recorded).
     """
     if norm not in _WEIGHT_POWER:
         raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}")

@@ -72,6 +72,19 @@ def test_follows_the_authors_code_in_float32():
     assert follow(tx, data) < 1e-3
 
 
+def test_the_plain_loop_follows_the_authors_code_too():
+    """So that what equals it at other intervals equals theirs."""
+    data = load("soap_a")
+    gradients, rate = data.grads["w"], data.meta["learning_rate"]
+    first = gradients[0]
+    bases = [descending_eigenvectors(x) for x in (first @ first.T, first.T @ first)]
+    arguments = {name: data.meta[name] for name in ("b1", "b2", "eps")}
+    interval = data.meta["precondition_interval"]
+    steps = reference(gradients, bases, interval=interval, **arguments)
+    w = [data.init["w"], *(-rate * direction for direction in steps)]
+    np.testing.assert_allclose(np.cumsum(w, 0), data.params["w"], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("interval", [1, 10])
 def test_equals_the_plain_loop_at_every_interval(interval, x64):
     gradients = np.random.default_rng(0).standard_normal((24, 6, 6))

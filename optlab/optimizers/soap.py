@@ -12,7 +12,7 @@ of shape `(d_in, d_out)` with gradient `G`::
 The first call sets `L = (1-b2) G G^T`, `R = (1-b2) G^T G` and takes their eigenvectors
 for bases. With f = 3 the bases are refreshed at calls 4, 7, and so on.
 
-Held against the authors' code, nikhilvyas/SOAP. Deviations:
+Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviations:
 
 * the momentum stays in the original space, where theirs goes back and forth; the two
   are the same, since the basis changes only between two steps.
