@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.reporting import spikes
-from experiments.reporting.methods import Method, mean_losses
+from experiments.reporting.methods import Method, counting
 
 INK = "#1b1f24"
 # Found by annealing from hues of Okabe and Ito's for the distances named above.
@@ -123,9 +123,11 @@ def draw_losses(axes: Axes, methods: Sequence[Method], unit: str = "step") -> No
 
 
 def draw_rates(axes: Axes, methods: Sequence[Method]) -> None:
-    """Final loss against the learning rate: mean and range; diverged runs at the top.
+    """Final loss against the learning rate: a point a run; diverged runs at the top.
 
-    A loss above that of the start is drawn there, as a cross.
+    Lines are means over the seeds that all of a method's rates have, by which the best
+    is found, with a gap at a rate where such a run is lost. A loss above that of the
+    start is drawn as a diverged one, a cross.
     """
     starts = [r.initial_loss for m in methods for r in m.runs if r.initial_loss]
     losses = [
@@ -141,34 +143,37 @@ def draw_rates(axes: Axes, methods: Sequence[Method]) -> None:
     top = high + 0.06 * max(high - low, 0.1)
     for i, method in enumerate(methods):
         style = look(i)
-        found: dict[float, list[float]] = {}
-        lost = []
-        for run in method.runs:
-            if run.loss is not None and run.loss <= high:
-                found.setdefault(run.rate, []).append(run.loss)
-            elif run.loss is not None:
-                lost.append(run.rate)
-        rates = sorted(found)
-        means = [statistics.fmean(found[rate]) for rate in rates]
+        ended = [run for run in method.runs if run.loss is not None]
+        lost = [run.rate for run in ended if run.loss > high]
+        means = {
+            rate: statistics.fmean(run.loss for run in found)
+            if all(run.loss <= high for run in found)
+            else math.nan
+            for rate, found in sorted(counting(method.runs).items())
+        }
         number = method.sensitivity
         shown = "" if number is None else f" (sensitivity {number:.3f})"
-        bars = axes.errorbar(
-            rates,
-            means,
-            yerr=[
-                [m - min(found[r]) for r, m in zip(rates, means, strict=True)],
-                [max(found[r]) - m for r, m in zip(rates, means, strict=True)],
-            ],
+        (line,) = axes.plot(
+            list(means),
+            list(means.values()),
             label=method.name + shown,
             color=style.color,
             linestyle=style.linestyle,
             marker=style.marker,
             linewidth=1.8,
             markersize=6,
-            capsize=3,
         )
-        for k, part in enumerate(bars.get_children()):
-            part.set_gid(f"{style.key}--rates-{k}")
+        line.set_gid(f"{style.key}--rates-line")
+        kept = [run for run in ended if run.loss <= high]
+        (points,) = axes.plot(
+            [run.rate for run in kept],
+            [run.loss for run in kept],
+            color=style.color,
+            linestyle="none",
+            marker=style.marker,
+            markersize=3,
+        )
+        points.set_gid(f"{style.key}--rates-runs")
         (crosses,) = axes.plot(
             lost, [top] * len(lost), "x", color=style.color, ms=9, mew=2
         )
@@ -252,7 +257,7 @@ def draw_spikes(axes: Axes, methods: Sequence[Method]) -> None:
 
 def has_rates(methods: Sequence[Method]) -> bool:
     """Whether a method ended at more than one rate."""
-    return any(len(mean_losses(method.runs)) > 1 for method in methods)
+    return any(len(counting(method.runs)) > 1 for method in methods)
 
 
 def drawings(methods: Sequence[Method]) -> dict[str, tuple[str, Callable]]:

@@ -17,11 +17,13 @@ class Method(NamedTuple):
       name: as the runs have it.
       runs: all of them, by rate and seed.
       rate: that with the lowest mean loss over the seeds that all rates have.
-      loss: this mean, in nats; infinite if a seed diverged, None if none has finished.
+      loss: mean over all its seeds, in nats; infinite if one diverged, None if none has
+        finished.
       spread: standard deviation (n - 1) over the seeds, None for a single one.
       steps_to: steps to the baseline's loss, mean over the seeds; None if not reached.
       seconds_to: seconds of training to it.
-      sensitivity: to the learning rate; None for fewer than two rates.
+      sensitivity: to the learning rate, over the seeds that all rates have; None for
+        fewer than two rates.
       state_bytes: of the optimizer's state.
       step_seconds: the median.
     """
@@ -91,9 +93,11 @@ def _baseline(methods: list[Method], wanted: str | None) -> Method:
 
 def _method(name: str, runs: list[Run]) -> Method:
     runs = sorted(runs, key=lambda run: (run.rate, run.config["seed"]))
-    means = mean_losses(runs)
-    fair = _on_common_seeds(runs, means)
-    rate = min(fair, key=lambda r: (fair[r], r)) if fair else runs[0].rate
+    means = {
+        rate: statistics.fmean(run.loss for run in found)
+        for rate, found in counting(runs).items()
+    }
+    rate = min(means, key=lambda r: (means[r], r)) if means else runs[0].rate
     tuned = [run for run in runs if run.rate == rate]
     losses = [run.loss for run in tuned if run.loss is not None]
     several = len(losses) > 1 and math.isfinite(sum(losses))
@@ -102,7 +106,7 @@ def _method(name: str, runs: list[Run]) -> Method:
         name=name,
         runs=runs,
         rate=rate,
-        loss=means.get(rate),
+        loss=statistics.fmean(losses) if losses else None,
         spread=statistics.stdev(losses) if several else None,
         steps_to=None,
         seconds_to=None,
@@ -112,49 +116,41 @@ def _method(name: str, runs: list[Run]) -> Method:
     )
 
 
-def _on_common_seeds(
-    runs: Sequence[Run], means: dict[float, float]
-) -> dict[float, float]:
-    """The means over the seeds that all rates have: more seeds are no handicap.
+def counting(runs: Sequence[Run]) -> dict[float, list[Run]]:
+    """Rate -> its runs that have ended, by which rates are compared.
 
-    All of a rate's seeds count where none is common, and where one of them diverged.
+    Those with the seeds that all rates have: a best rate's further seeds are neither
+    handicap nor help. All of a rate's runs count where no seed is common, and where one
+    of them diverged.
     """
-    seeds = defaultdict(set)
+    ended = defaultdict(list)
     for run in runs:
         if run.loss is not None:
-            seeds[run.rate].add(run.config["seed"])
-    common = set.intersection(*seeds.values()) if seeds else set()
-    shared = mean_losses([run for run in runs if run.config["seed"] in common])
+            ended[run.rate].append(run)
+    seeds = [{run.config["seed"] for run in found} for found in ended.values()]
+    common = set.intersection(*seeds) if seeds else set()
     return {
-        rate: shared.get(rate, mean) if math.isfinite(mean) else mean
-        for rate, mean in means.items()
+        rate: found
+        if not common or any(run.diverged for run in found)
+        else [run for run in found if run.config["seed"] in common]
+        for rate, found in ended.items()
     }
-
-
-def mean_losses(runs: Sequence[Run]) -> dict[float, float]:
-    """Rate -> mean final loss over the seeds that have ended; infinite for one lost."""
-    losses = defaultdict(list)
-    for run in runs:
-        if run.loss is not None:
-            losses[run.rate].append(run.loss)
-    return {rate: statistics.fmean(found) for rate, found in losses.items()}
 
 
 def sensitivity(runs: Sequence[Run]) -> float | None:
     """How much is lost by a wrong rate: mean over the rates less the least.
 
     The mean over a log-spaced grid of `min(loss(rate), loss at the start)` minus its
-    minimum (Wortsman et al., arXiv 2309.14322, section 2.2); a diverged run counts as
-    the loss at the start.
+    minimum (Wortsman et al., arXiv 2309.14322, section 2.2), of the runs that count; a
+    diverged run has the loss at the start.
     """
-    capped = defaultdict(list)
-    for run in runs:
-        if run.loss is not None and run.initial_loss is not None:
-            capped[run.rate].append(min(run.loss, run.initial_loss))
-    if len(capped) < 2:
-        return None
-    means = [statistics.fmean(losses) for losses in capped.values()]
-    return statistics.fmean(means) - min(means)
+    means = []
+    for found in counting(runs).values():
+        known = [(run.loss, run.initial_loss) for run in found]
+        capped = [min(loss, start) for loss, start in known if start is not None]
+        if capped:
+            means.append(statistics.fmean(capped))
+    return statistics.fmean(means) - min(means) if len(means) > 1 else None
 
 
 def steps_by_study(method: Method, target: float) -> float | None:

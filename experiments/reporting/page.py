@@ -53,7 +53,7 @@ def build(
     note = (
         f"{len(runs)} runs of {len(methods)} methods, each at its best rate. {reached} "
         "Sensitivity: the mean over the rates of the loss (at most that of the start) "
-        "less the lowest."
+        "less the lowest, with the seeds that all of a method's rates have."
     )
     filled = {
         "title": "Optimizers compared",

@@ -81,8 +81,9 @@ def test_the_numbers_are_those_worked_out_by_hand(runs):
     # To 2.1: SGD at step 20, after 10 seconds; one of AdamW's seeds never.
     assert (sgd.steps_to, sgd.seconds_to) == (20, 10.0)
     assert adamw.steps_to is None
-    # Means of 3, 2.1 and 5 (7 is above the start), and of 1.9 and 5, less the least.
-    assert adamw.sensitivity == pytest.approx((3 + 2.1 + 5) / 3 - 2.1)
+    # Means of 3, 2 (of the seed that all have) and 5 (7 is above the start), and of 1.9
+    # and 5, less the least.
+    assert adamw.sensitivity == pytest.approx((3 + 2 + 5) / 3 - 2)
     assert sgd.sensitivity == pytest.approx((1.9 + 5) / 2 - 1.9)
     assert (adamw.diverged, sgd.diverged) == (0, 1)
     assert adamw.state_bytes == 5_000_000
@@ -105,6 +106,29 @@ def test_a_seed_that_diverged_makes_a_rate_the_worst(tmp_path):
     assert adamw.sensitivity == pytest.approx((3 + (1 + 5) / 2) / 2 - 3)
     everything = report.table(report.load_runs([tmp_path]))
     assert [row["ended"] for row in everything].count("interrupted") == 1
+
+
+def test_rates_are_compared_by_the_seeds_that_all_have(tmp_path):
+    run(tmp_path, "adamw", 0.1, [3.0])
+    run(tmp_path, "adamw", 0.2, [2.0])
+    run(tmp_path, "adamw", 0.2, [3.6], seed=1)
+    run(tmp_path, "adamw", 0.2, [3.7], seed=2)
+    run(tmp_path, "adamw", 0.4, [4.0])
+    run(tmp_path, "adamw", 0.8, [1.0])
+    run(tmp_path, "adamw", 0.8, [1.0], seed=1, reason="diverged")
+    found, _ = methods.compare(report.load_runs([tmp_path]))
+    (adamw,) = found
+    # Of 0.2's seeds that of the others is the best; what is reported is their mean.
+    assert adamw.rate == 0.2
+    assert adamw.loss == pytest.approx((2 + 3.6 + 3.7) / 3)
+    # At 0.8 the mean of 1 and the start's 5: both of its runs count.
+    assert adamw.sensitivity == pytest.approx((3 + 2 + 4 + 3) / 4 - 2)
+    drawn = figures.figure(lambda axes: figures.draw_rates(axes, found))
+    lines = {line.get_gid(): line for line in drawn.axes[0].lines}
+    line = dict(zip(*lines["m0--rates-line"].get_data(), strict=True))
+    assert min(line, key=line.get) == adamw.rate
+    assert line == pytest.approx({0.1: 3, 0.2: 2, 0.4: 4, 0.8: math.nan}, nan_ok=True)
+    assert sorted(lines["m0--rates-runs"].get_ydata()) == [1, 2, 3, 3.6, 3.7, 4]
 
 
 def test_methods_differ_in_what_varies_beside_rates_and_seeds(tmp_path):
@@ -135,7 +159,7 @@ def test_all_files_are_written(runs, tmp_path):
         assert (folder / f"{name}.svg").read_text().startswith("<svg")
     lines = (folder / "results.md").read_text().splitlines()
     assert lines[2] == (
-        "| adamw, cosine | 0.2 | 2.1000 | 0.1414 | - | - | 5,000,000 | 500.0 | 1.267 "
+        "| adamw, cosine | 0.2 | 2.1000 | 0.1414 | - | - | 5,000,000 | 500.0 | 1.333 "
         "| 4 |"
     )
     assert lines[3] == (
