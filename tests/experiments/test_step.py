@@ -91,7 +91,7 @@ def test_accumulation_equals_the_whole_batch(small):
     step, *_ = build(config, accumulate=4)
     parts, metrics_parts = jax.jit(step)(state, batch, peaks)
     assert metrics["grad_norm"] > 0.1
-    for name in ("loss", "grad_norm", "update_rms"):
+    for name in ("loss", "grad_norm", "grad_norm_l1", "update_rms"):
         np.testing.assert_allclose(metrics[name], metrics_parts[name], rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
@@ -113,6 +113,9 @@ def test_the_norm_is_clipped(small):
     moved = optax.tree.norm(optax.tree.sub(new.params, state.params))
     np.testing.assert_allclose(moved, 1e-2, rtol=1e-3)
     assert metrics["grad_norm"] > 0.1
+    moved_l1 = optax.tree.norm(optax.tree.sub(new.params, state.params), ord=1)
+    unclipped = moved_l1 * metrics["grad_norm"] / moved
+    np.testing.assert_allclose(metrics["grad_norm_l1"], unclipped, rtol=1e-3)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     np.testing.assert_allclose(metrics["update_rms"], moved / np.sqrt(size), rtol=1e-3)
 
@@ -283,8 +286,8 @@ def test_every_so_many_gradients_are_spikes(small):
         found = spiked(state, batch, peaks)[1]
         state, expected = calm(state, batch, peaks)
         factor = 50.0 if step == 3 else 1.0
-        norm = factor * expected["grad_norm"]
-        np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-6)
+        for name in ("grad_norm", "grad_norm_l1"):
+            np.testing.assert_allclose(found[name], factor * expected[name], rtol=1e-6)
         assert found["loss"] == expected["loss"]
 
 

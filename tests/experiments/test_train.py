@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+import optlab
 from experiments import config as configs
 from experiments import demo, report
 from experiments.data import stdlib
@@ -72,6 +73,20 @@ def test_the_loss_falls_and_every_record_is_whole(finished):
     assert "layers/mlp/gate" in log
     assert "step 20/20" in log
     assert list((folder / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("norm", "field"), [("l1", "grad_norm_l1"), ("l2", "grad_norm")]
+)
+def test_a_schedule_is_refined_from_the_run(finished, norm, field):
+    folder, _ = finished
+    norms = [record[field] for record in read(folder)[0]]
+    t = np.arange(21)
+    expected = optlab.refined_schedule(norms, 0.5, norm=norm)(t)
+    found = optlab.refined_schedule(folder / "metrics.jsonl", 0.5, norm=norm)(t)
+    np.testing.assert_array_equal(found, expected)
+    # Not one norm under two names: l2 <= l1 <= sqrt(size) l2, and far from either end.
+    assert all(20 * r["grad_norm"] < r["grad_norm_l1"] for r in read(folder)[0])
 
 
 def test_the_config_is_recorded_with_where_it_ran(finished):
