@@ -3,7 +3,8 @@
 In each study a method's best trial is that which reaches the target soonest; its score
 is the median over the studies (Dahl et al., arXiv 2306.07179, section 4.4). Here the
 target is the best loss of AdamW, and a study is a seed with its part of Halton's
-sequence:
+sequence. The report has both medians, of the seconds of training, which are AlgoPerf's
+score and mean something on machines that do nothing else, and of the steps:
 
     python -m experiments.report runs/s --baseline=adamw \\
         --tuned=optimizer.weight_decay,optimizer.kwargs.b1

@@ -153,17 +153,22 @@ def sensitivity(runs: Sequence[Run]) -> float | None:
     return statistics.fmean(means) - min(means) if len(means) > 1 else None
 
 
-def steps_by_study(method: Method, target: float) -> float | None:
-    """AlgoPerf's score: steps to a loss, with a method tuned anew in each study.
+def reached_by_study(method: Method, target: float, unit: str) -> float | None:
+    """AlgoPerf's score: time to a loss, with a method tuned anew in each study.
 
     A study is all runs with one seed, and as good as the one that gets there first; the
     median over the studies, None if most do not get there (arXiv 2306.07179, 4.4).
+
+    Args:
+      method: from `compare`.
+      target: the loss to reach, in nats.
+      unit: `seconds` (of training, AlgoPerf's own) or `step`.
     """
     best: dict[int, float] = {}
     for run in method.runs:
-        steps = [r["step"] for r in run.validation() if r["val_loss"] <= target]
+        taken = [r[unit] for r in run.validation() if r["val_loss"] <= target]
         seed = run.config["seed"]
-        best[seed] = min(best.get(seed, math.inf), *steps, math.inf)
+        best[seed] = min(best.get(seed, math.inf), *taken, math.inf)
     score = statistics.median_high(best.values())
     return score if math.isfinite(score) else None
 

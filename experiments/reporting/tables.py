@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import spikes
-from experiments.reporting.methods import Method, steps_by_study
+from experiments.reporting.methods import Method, reached_by_study
 from experiments.reporting.runs import Run
 
 
@@ -52,7 +52,12 @@ def methods_table(
                 f"steps to {baseline.name}": _cell(method.steps_to, ".0f"),
                 f"seconds to {baseline.name}": _cell(method.seconds_to, ".1f"),
                 **(
-                    {"steps, median of studies": _study(method, baseline)}
+                    {
+                        "steps, median of studies": _study(method, baseline, "step"),
+                        "seconds, median of studies": _study(
+                            method, baseline, "seconds"
+                        ),
+                    }
                     if studies
                     else {}
                 ),
@@ -109,9 +114,10 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _study(method: Method, baseline: Method) -> tuple[str, float | None]:
+def _study(method: Method, baseline: Method, unit: str) -> tuple[str, float | None]:
     loss = baseline.loss
-    return _cell(None if loss is None else steps_by_study(method, loss), ".0f")
+    score = None if loss is None else reached_by_study(method, loss, unit)
+    return _cell(score, ".0f" if unit == "step" else ".1f")
 
 
 def _recovery(method: Method) -> tuple[str, float | None]:

@@ -25,8 +25,19 @@ FLAGS = [
 ]
 
 
-def run(folder, name, rate, losses, *, seed=0, start=5.0, reason="completed", **own):
-    """A run: a loss every ten steps of half a second, from the tenth on."""
+def run(
+    folder,
+    name,
+    rate,
+    losses,
+    *,
+    seed=0,
+    start=5.0,
+    reason="completed",
+    pace=0.5,
+    **own,
+):
+    """A run: a loss every ten steps of `pace` seconds, from the tenth on."""
     folder = folder / f"{name}-{rate}-{seed}-{len(own)}"
     folder.mkdir(parents=True)
     config = {
@@ -40,7 +51,7 @@ def run(folder, name, rate, losses, *, seed=0, start=5.0, reason="completed", **
     ]
     for i, loss in enumerate(losses, 1):
         record = {"step": 10 * i, "loss": loss, "val_loss": loss, "tokens": 80 * i}
-        records.append(record | {"step_seconds": 0.5, "seconds": 5.0 * i})
+        records.append(record | {"step_seconds": pace, "seconds": 10 * pace * i})
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(r) + "\n" for r in records)
     )
@@ -213,15 +224,18 @@ def test_a_study_is_as_good_as_its_first_trial_to_get_there(tmp_path):
     for seed, (first, second) in enumerate([(2.5, 1.5), (1.9, 2.5), (2.5, 2.6)]):
         run(tmp_path, "lion", 0.1, [3.0, first, first], seed=seed, b1=0.8)
         run(tmp_path, "lion", 0.2, [3.0, second, second], seed=seed, b1=0.9)
-    run(tmp_path, "lion", 0.3, [1.0, 1.0, 1.0], seed=1, b1=0.9)
+    run(tmp_path, "lion", 0.3, [1.0, 1.0, 1.0], seed=1, b1=0.9, pace=4.0)
     runs = report.load_runs([tmp_path], ["optimizer.kwargs.b1"])
     found, base = methods.compare(runs)
     assert [method.name for method in found] == ["adamw, cosine", "lion, cosine"]
-    # To 2.0: after 20 and 10 steps, and never.
-    assert methods.steps_by_study(found[1], 2.0) == 20
-    assert methods.steps_by_study(found[1], 0.5) is None
+    # To 2.0: after 20 and 10 steps, and never. The second study's trial of 10 steps takes
+    # 40 seconds, its other one 20 steps of half a second.
+    assert methods.reached_by_study(found[1], 2.0, "step") == 20
+    assert methods.reached_by_study(found[1], 2.0, "seconds") == 10.0
+    assert methods.reached_by_study(found[1], 0.5, "step") is None
     rows = tables.methods_table(found, base, studies=True)
     assert rows[1]["steps, median of studies"] == ("20", 20)
+    assert rows[1]["seconds, median of studies"] == ("10.0", 10.0)
 
 
 def test_recovery_from_spikes_is_worked_out_by_hand(tmp_path):
