@@ -19,6 +19,7 @@ from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahess
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
 from optlab.optimizers.lanton import lanton as lanton
+from optlab.optimizers.lanton import scale_by_lanton as scale_by_lanton
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
 from optlab.optimizers.root import root as root

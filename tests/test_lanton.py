@@ -200,12 +200,7 @@ def test_without_a_noise_level_it_is_the_lmo_step_to_the_bit():
 def test_at_level_zero_rates_go_with_the_fourth_root_of_the_noise(x64):
     gradients = trees(4, 3)
     plain, _ = run(optlab.scale_by_lmo(roles=ROLES), gradients)
-    adaptive, state = run(
-        optlab.noise_adaptive(
-            optlab.scale_by_lmo(roles=ROLES), alpha=1e-12, roles=ROLES
-        ),
-        gradients,
-    )
+    adaptive, state = run(optlab.scale_by_lanton(alpha=1e-12, roles=ROLES), gradients)
     lowest = {}
     for group, place, _, _ in flat_layers(gradients[0]):
         h = pick(state.noise, place)

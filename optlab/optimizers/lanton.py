@@ -32,6 +32,57 @@ from optlab.norms import DualNorm
 from optlab.roles import Distribute, Matrix, as_rule, tree_roles
 
 
+def scale_by_lanton(
+    b1: Any = 0.95,
+    b2: Any = 0.9,
+    alpha: Any = 1.0,
+    exponent: Any = 0.5,
+    *,
+    noise: str = "consecutive",
+    noise_interval: int = 1,
+    dual_norm: DualNorm = "newton_schulz",
+    embedding_scale: Any = 1.0,
+    ns_steps: int = 5,
+    ns_dtype: Any = None,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of LANTON: `noise_adaptive(scale_by_lmo(...))`.
+
+    Args:
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the noise, in [0, 1).
+      alpha, exponent, noise, noise_interval, dual_norm: of the adaptation, see
+        :func:`optlab.noise_adaptive`.
+      embedding_scale, ns_steps, ns_dtype: of the LMO and of the norm, see
+        :func:`optlab.scale_by_lmo`.
+      roles, mu_dtype, distribute: see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The transform; its state is that of the noise around that of the momentum. With
+      `noise="paired"` its `update` needs `other_grads`.
+
+    Raises:
+      ValueError: an argument is out of range, or `other_grads` is missing.
+    """
+    shared = dict(
+        embedding_scale=embedding_scale,
+        ns_steps=ns_steps,
+        ns_dtype=ns_dtype,
+        roles=roles,
+        distribute=distribute,
+    )
+    return noise_adaptive(
+        scale_by_lmo(b1, mu_dtype=mu_dtype, **shared),
+        *(b2, alpha, exponent),
+        noise=noise,
+        noise_interval=noise_interval,
+        dual_norm=dual_norm,
+        **shared,
+    )
+
+
 def lanton(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -90,17 +141,8 @@ def lanton(
     rule = as_rule(roles)
 
     def group(rate):
-        lmo = scale_by_lmo(
-            b1,
-            embedding_scale=embedding_scale,
-            ns_steps=ns_steps,
-            ns_dtype=ns_dtype,
-            roles=roles,
-            mu_dtype=mu_dtype,
-            distribute=distribute,
-        )
-        adapted = noise_adaptive(
-            *(lmo, b2, alpha, exponent),
+        direction = scale_by_lanton(
+            *(b1, b2, alpha, exponent),
             noise=noise,
             noise_interval=noise_interval,
             dual_norm=dual_norm,
@@ -108,10 +150,11 @@ def lanton(
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             roles=roles,
+            mu_dtype=mu_dtype,
             distribute=distribute,
         )
         rate = learning_rate if rate is None else rate
-        return descend(adapted, rate, weight_decay, weight_decay_mask)
+        return descend(direction, rate, weight_decay, weight_decay_mask)
 
     def labels(params):
         return jax.tree.map(

@@ -6,8 +6,10 @@ For every entry of every leaf with gradient `g`::
     m = b2 m + (1-b2) g
 
 optax's `scale_by_lion` is the reference implementation in JAX (it was held against
-google/automl, whose recorded steps it follows) and does the work here. Deviation: the
-momentum is at least float32.
+google/automl at a commit that was not recorded, whose steps it follows), and
+:func:`optlab.scale_by_lion` is that very function, with its arguments and the state
+that optax gives it. :func:`optlab.lion` runs it in the state's precision. Deviation:
+there the momentum is at least float32.
 
 References:
   Chen et al., `Symbolic Discovery of Optimization Algorithms
@@ -20,6 +22,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend
+from optlab.roles import as_rule
 
 scale_by_lion = optax.scale_by_lion
 
@@ -31,6 +34,7 @@ def lion(
     b2: Any = 0.99,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.lion` behind this library's masks, checks and precision of state.
@@ -53,6 +57,8 @@ def lion(
       b2: decay of the momentum, in [0, 1).
       weight_decay, weight_decay_mask, mu_dtype: as everywhere, see
         :func:`optlab.compose.matrix_optimizer`.
+      roles: checked and otherwise unused. Every leaf gets the same step, so they
+        decide nothing, and are taken so that all methods can be called alike.
 
     Returns:
       The optimizer; its state is one number a parameter.
@@ -61,5 +67,6 @@ def lion(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
+    as_rule(roles)
     direction = scale_by_lion(b1, b2, mu_dtype=mu_dtype)
     return descend(direction, learning_rate, weight_decay, weight_decay_mask)
