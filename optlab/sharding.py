@@ -48,7 +48,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
       The mesh.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or `slice` would
+        cut across pods or hosts.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(axes)
@@ -68,20 +69,32 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
 
 
 def _hybrid(within, across, devices) -> np.ndarray:
-    """Devices by slice where they have one, else by process, else in their order."""
+    """Devices by slice where they are as many, else by process, else in equal parts."""
     slices = {getattr(d, "slice_index", None) for d in devices}
     processes = {d.process_index for d in devices}
-    if math.prod(across) in (len(slices), len(processes)):
+    parts = math.prod(across)
+    if parts in (len(slices), len(processes)):
         return mesh_utils.create_hybrid_device_mesh(
-            within,
-            across,
-            devices,
-            process_is_granule=math.prod(across) != len(slices),
+            *(within, across, devices), process_is_granule=parts != len(slices)
         )
-    shape = tuple(a * b for a, b in zip(within, across, strict=True))
-    front = across.index(max(across))
-    moved = (shape[front], *shape[:front], *shape[front + 1 :])
-    return np.moveaxis(np.array(devices).reshape(moved), 0, front)
+    unit = "slice_index" if len(slices) > 1 else "process_index"
+
+    def place(d: Any) -> tuple[int, ...]:
+        return getattr(d, "slice_index", None) or 0, d.process_index, d.id
+
+    ordered = np.array(sorted(devices, key=place)).reshape(parts, -1)
+    held = [{getattr(d, unit) for d in part} for part in ordered]
+    units = len(set().union(*held))
+    # A part has whole units, or a unit whole parts.
+    if max(map(len, held)) > 1 and sum(map(len, held)) > units:
+        raise ValueError(
+            f"axes: {parts} slices would cut across the devices' {units} values of "
+            f"{unit}"
+        )
+    front = across.index(parts)
+    return np.moveaxis(ordered.reshape(parts, *within), 0, front).reshape(
+        [a * b for a, b in zip(within, across, strict=True)]
+    )
 
 
 def param_specs(params: Any, rules: Rules) -> Any:
