@@ -1,9 +1,11 @@
 """Kills a run again and again, and compares it with one that was left in peace.
 
-    python -m tests.experiments.kill_ten_times [--kills=10] [names of CASES]
+    python -m tests.experiments.kill_ten_times [--kills=10] [--seed=0] [names of CASES]
 
-Each kill comes at a random step and a random moment within it. In the end the losses of
-all steps and the checksums of the last checkpoint must be those of the other run.
+Every third kill comes at a random moment of the start, while the run imports, restores
+or compiles; the others at a random step and a random moment within it. In the end the
+losses of all steps and the checksums of the last checkpoint must be those of the other
+run.
 """
 
 import json
@@ -60,8 +62,23 @@ def last_step(folder: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> int:
-    """Starts a run, and sends a signal a moment after that step's record.
+def stop_in(words: list[str], seconds: float, number: int) -> int:
+    """Starts a run, and sends a signal after so many seconds.
+
+    Returns:
+      The exit status, below 0 where a signal ended it.
+    """
+    with start(words) as run:
+        time.sleep(seconds)
+        run.send_signal(number)
+        run.communicate(timeout=400)
+    return run.returncode
+
+
+def stop_at(
+    words: list[str], folder: pathlib.Path, step: int, moment: float, number: int
+) -> int:
+    """Starts a run, and sends a signal a moment (in seconds) after that step's record.
 
     Returns:
       The exit status, below 0 where a signal ended it.
@@ -77,7 +94,7 @@ def stop_at(words: list[str], folder: pathlib.Path, step: int, number: int) -> i
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no step {step}")
                 time.sleep(0.001)
-            time.sleep(random.random() * 0.05)
+            time.sleep(moment)
             run.send_signal(number)
             run.communicate(timeout=400)
         finally:
@@ -105,18 +122,24 @@ def outcome(folder: pathlib.Path) -> tuple[list[tuple[int, float]], dict[str, in
 
 
 def killed(
-    folder: pathlib.Path, name: str, signals: list[int], first: int = 1
+    folder: pathlib.Path, name: str, signals: list[int], seed: int, first: int = 1
 ) -> list[int]:
     """Stops a run by each of the signals in turn, from step `first` on; lets it end.
 
     Returns:
       The steps at which it was stopped.
     """
-    steps = sorted(random.sample(range(first, STEPS - 10), len(signals)))
+    moments = random.Random(f"{name} {seed}")
+    steps = sorted(moments.sample(range(first, STEPS - 10), len(signals)))
     words = command(folder, name)
     at = []
-    for step, number in zip(steps, signals, strict=True):
-        status = stop_at(words, folder, step, number)
+    for i, (step, number) in enumerate(zip(steps, signals, strict=True)):
+        if i % 3 == 1 and number == signal.SIGKILL:
+            status = stop_in(words, moments.uniform(0.5, 4), number)
+        else:
+            status = stop_at(words, folder, step, moments.uniform(0, 0.05), number)
+        if status == 0:  # the start was faster than the kill, and so was the rest
+            break
         if status != (143 if number == signal.SIGTERM else -number):
             raise RuntimeError(f"exit status {status} at step {step}")
         at.append(last_step(folder))
@@ -127,14 +150,14 @@ def killed(
 def main() -> None:
     """Reports on every case that the command line names, or on all."""
     words = sys.argv[1:]
-    kills = [int(w.partition("=")[2]) for w in words if w.startswith("--kills=")]
+    given = dict(word[2:].split("=") for word in words if word.startswith("--"))
     names = [word for word in words if not word.startswith("-")] or list(CASES)
-    signals = [signal.SIGKILL] * (kills[0] if kills else 10)
+    signals = [signal.SIGKILL] * int(given.get("kills", 10))
     for name in names:
         with tempfile.TemporaryDirectory() as place:
             peace, war = pathlib.Path(place) / "peace", pathlib.Path(place) / "war"
             finish(command(peace, name))
-            at = killed(war, name, signals)
+            at = killed(war, name, signals, int(given.get("seed", 0)))
             same = outcome(peace) == outcome(war)
             print(f"{name}: killed at {at}, {'same' if same else 'DIFFERENT'}")
 

@@ -22,10 +22,12 @@ from tests.experiments.test_train import read
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
     peace, war = tmp_path / "peace", tmp_path / "war"
     kill_ten_times.finish(kill_ten_times.command(peace, name))
-    signals = [signal.SIGKILL]
+    # The second one comes while the run starts again. Ten each, and other moments:
+    # python -m tests.experiments.kill_ten_times --seed=...
+    signals = [signal.SIGKILL, signal.SIGKILL]
     if name == "cosmos":
         signals.append(signal.SIGTERM)
-    kill_ten_times.killed(war, name, signals, first=20)  # there is a checkpoint
+    kill_ten_times.killed(war, name, signals, 0, first=20)  # there is a checkpoint
     losses, checksums = kill_ten_times.outcome(war)
     assert [step for step, _ in losses] == list(range(1, kill_ten_times.STEPS + 1))
     assert (losses, checksums) == kill_ten_times.outcome(peace)
