@@ -17,6 +17,8 @@ from experiments import config as configs
 SUITES = {
     "catalogue": "experiments.benchmark.catalogue",
     "cost": "experiments.benchmark.cost",
+    "diagnostics": "experiments.benchmark.diagnostics",
+    "loader": "experiments.benchmark.loader",
     "orthogonalize": "experiments.benchmark.orthogonalize",
     "scaling": "experiments.benchmark.scaling",
     "step": "experiments.benchmark.step",
