@@ -53,6 +53,13 @@ OWN_TRANSFORM = {
     "stable_spam": "stablespam",
 }
 
+# Arguments that change what the state holds: an entry of the registry, and these.
+VARIANTS = {
+    "lanton, paired": ("lanton", {"noise": "paired"}),
+    "soap, one_sided": ("soap", {"one_sided": True}),
+    "spam, density 0.25": ("spam", {"density": 0.25}),
+}
+
 # Defaults that are made for larger models than the zoo.
 SMALLER = {"scion": {"hidden_radius": 1.0, "embedding_radius": 6.0}}
 
@@ -68,15 +75,17 @@ def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):
 
 
 def make(name: str, learning_rate=1e-2, **kwargs):
-    """The optimizer of that name with the zoo's roles."""
+    """The optimizer or variant of that name with the zoo's roles."""
+    name, own = VARIANTS.get(name, (name, {}))
     factory = get(name).factory
     if "roles" in inspect.signature(factory).parameters:
         kwargs.setdefault("roles", ROLES)
-    return factory(learning_rate, **{**SMALLER.get(name, {}), **kwargs})
+    return factory(learning_rate, **{**SMALLER.get(name, {}), **own, **kwargs})
 
 
 def extras(name: str, grads) -> dict:
-    """The extra arguments of `update` that the entry needs, made up from gradients."""
+    """The extra arguments that `update` needs of that name, made up from gradients."""
+    name, own = VARIANTS.get(name, (name, {}))
     values = {
         # In float32, as the estimator gives it.
         "hessian_diag": jax.tree.map(
@@ -84,7 +93,7 @@ def extras(name: str, grads) -> dict:
         ),
         "other_grads": jax.tree.map(lambda g: 0.9 * g, grads),
     }
-    return {need: values[need] for need in get(name).needs}
+    return {need: values[need] for need in get(name).needs_for(own)}
 
 
 @functools.cache
@@ -108,5 +117,5 @@ def layout(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    layouts = {name: layout(name) for name in names()}
+    layouts = {name: layout(name) for name in [*names(), *VARIANTS]}
     LAYOUTS.write_text(json.dumps(layouts, indent=1) + "\n")

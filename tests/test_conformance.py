@@ -19,6 +19,7 @@ from tests.conformance import (
     OWN_TRANSFORM,
     ROLES,
     SHAPES,
+    VARIANTS,
     extras,
     jitted,
     layout,
@@ -26,10 +27,16 @@ from tests.conformance import (
     zoo,
 )
 
-# One worker compiles what one optimizer needs.
-every_entry = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names()]
-)
+
+def _each(these):
+    """One worker compiles what one optimizer needs."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in these]
+    )
+
+
+every_entry = _each(names())
+every_variant = _each([*names(), *VARIANTS])
 
 
 def assert_finite(tree):
@@ -56,7 +63,7 @@ def test_every_matrix_has_state_of_the_method_itself(name):
         assert row.state_bytes > 0
 
 
-@every_entry
+@every_variant
 def test_state_layout_is_pinned(name):
     assert layout(name) == json.loads(LAYOUTS.read_text())[name]
 
@@ -83,32 +90,31 @@ def test_first_steps_descend_and_compile_once(name):
     assert update._cache_size() <= compiled + 1
 
 
-@every_entry
-def test_structure_shapes_and_dtypes_are_stable_through_cond(name):
+@every_variant
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_structure_shapes_and_dtypes_are_stable_through_cond(name, dtype):
     tx, _ = jitted(name)
-    params = zoo()
+    params = zoo(dtype)
 
     def step(grads, state, params):
         new = tx.update(grads, state, params, **extras(name, grads))
         return jax.lax.cond(True, lambda: new, lambda: (grads, state))
 
-    state = tx.init(params)
+    state = jax.eval_shape(tx.init, params)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32), leaf.dtype
     updates, new_state = jax.eval_shape(step, params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
 
 @every_entry
-def test_bfloat16_parameters_have_float32_state(name):
+def test_bfloat16_parameters_are_updated_in_float32(name):
     params = zoo(jnp.bfloat16)
     tx = make(name)
     state = tx.init(params)
-    for leaf in jax.tree.leaves(state):
-        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32), leaf.dtype
     grads = zoo(jnp.bfloat16, seed=1)
-    updates, new_state = jax.jit(tx.update)(grads, state, params, **extras(name, grads))
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+    updates, _ = jax.jit(tx.update)(grads, state, params, **extras(name, grads))
     assert_finite(updates)
     # The arithmetic is float32's, with one cast at the end.
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (grads, params))
@@ -183,7 +189,7 @@ def test_schedule_of_zero_drives_the_first_update(name):
     assert np.any(second["wide"]["kernel"]) and np.any(third["wide"]["kernel"])
 
 
-@every_entry
+@every_variant
 def test_checkpoint_gives_the_state_back_to_the_bit(name, tmp_path):
     tx, update = jitted(name)
     params = zoo()
@@ -200,7 +206,7 @@ def test_checkpoint_gives_the_state_back_to_the_bit(name, tmp_path):
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
 
-@every_entry
+@every_variant
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators_that_are_not_here(name, platform):
     tx, _ = jitted(name)
@@ -233,9 +239,12 @@ def test_eight_devices_agree_with_one(name):
 @every_entry
 def test_works_inside_optax_wrappers(name):
     """All in one program, over one matrix, one vector and one embedding."""
-    full = zoo()
-    params = {k: full[k] for k in ("embed", "norm", "square")}
-    grads = jax.tree.map(jnp.cos, params)
+    parts = ("embed", "norm", "square")
+    params = {k: zoo()[k] for k in parts}
+    # Each call has its own: of equal ones SOAP divides rounding by rounding.
+    calls = [{k: zoo(seed=i)[k] for k in parts} for i in range(1, 5)]
+    grads = jax.tree.map(lambda *g: jnp.stack(g), *calls)
+
     fed = optax.GradientTransformationExtraArgs(
         make(name).init,
         lambda g, s, p=None, **_: make(name).update(g, s, p, **extras(name, g)),
@@ -264,29 +273,57 @@ def test_works_inside_optax_wrappers(name):
     }
 
     @jax.jit
-    def two_steps(grads, params):
+    def four_calls(grads, params):
+        """The updates of every call, at the same parameters."""
         results = {}
         for key, tx in wrapped.items():
             p = params
             if key == "lookahead":
                 p = optax.LookaheadParams.init_synced(params)
-            state = tx.init(p)
-            for _ in range(2):
+            inputs = grads
+            if key == "multi":
+                inputs = jax.tree.map(lambda g: jnp.repeat(g[:2], 2, 0), grads)
+
+            def call(state, g, tx=tx, p=p, key=key):
                 # optax's lookahead takes no extra arguments; `fed` has its own.
-                more = {} if key == "lookahead" else extras(name, grads)
-                updates, state = tx.update(grads, state, p, **more)
-            results[key] = updates
+                more = {} if key == "lookahead" else extras(name, g)
+                updates, state = tx.update(g, state, p, **more)
+                return state, updates
+
+            results[key] = jax.lax.scan(call, tx.init(p), inputs)[1]
         return results
 
-    results = two_steps(grads, params)
+    results = four_calls(grads, params)
+    assert_finite(results)
     plain = results.pop("plain")
+    # SOAP's first call only makes its bases.
+    assert all(np.any(u[1]) for u in jax.tree.leaves(plain))
     for key in ("chain", "inject", "finite"):
         assert_close(results[key], plain)
-    assert_finite(results)
-    assert not np.any(results["partition"]["norm"]["scale"])
-    np.testing.assert_array_equal(
-        results["masked"]["norm"]["scale"], grads["norm"]["scale"]
+    for key, frozen in (("partition", 0.0), ("masked", grads["norm"]["scale"])):
+        inactive = results[key].pop("norm")["scale"]
+        np.testing.assert_array_equal(inactive, np.broadcast_to(frozen, (4, 6)))
+        assert_close(results[key], {k: plain[k] for k in ("embed", "square")})
+
+    def at(i, tree):
+        return jax.tree.map(lambda u: u[i], tree)
+
+    multi = results["multi"]
+    # Every other call moves, by what the method makes of the two gradients' mean.
+    assert not any(np.any(u[0::2]) for u in jax.tree.leaves(multi))
+    assert_close(at(slice(1, None, 2), multi), at(slice(0, 2), plain))
+    # At the second call lookahead halves the way, and both copies meet there.
+    fast, slow = results["lookahead"]
+    assert_close(at(0, fast), at(0, plain))
+    assert not any(np.any(u[0]) for u in jax.tree.leaves(slow))
+    half = jax.tree.map(lambda u: u[1] / 2, plain)
+    assert_close(at(1, fast), half)
+    assert_close(at(1, slow), half)
+    # Two calls of its average, x and z by hand, with y where it was.
+    averaged = jax.tree.map(
+        lambda u: jnp.stack([u[0], 0.5 * u[0] + 0.55 * u[1]]), plain
     )
+    assert_close(at(slice(0, 2), results["schedule_free"]), averaged)
 
 
 def _bad_arguments():
