@@ -1,12 +1,12 @@
 """Trains the points of a sweep, a limited number at once; a killed one goes on.
 
-    python -m experiments.sweep --sweep=configs/sweeps/optimizers.py --workdir=runs/s \\
-        --launcher=local --workers=2
+    python -m experiments.sweep --sweep=configs/sweeps/optimizers.py --launcher=local \\
+        --workers=2
 
 Every point has a folder in the workdir, named by a hash of its overrides. Points that
 completed or diverged are not run again; a point that fails is tried twice more.
 `--config.*` changes all points. Optuna keeps the trials: `optuna-dashboard
-sqlite:///runs/s/optuna.db` shows them while they run.
+sqlite:///runs/optimizers/optuna.db` shows them while they run.
 
 Exit status: 0 all points completed or diverged, 1 some failed, 2 bad input, 4 the
 workdir is in use, 130 and 143 stopped by a signal.
@@ -37,7 +37,10 @@ _SWEEP = flags.DEFINE_string(
     "sweep", None, "sweep file, such as configs/sweeps/*.py", flag_values=_FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the sweep's folder, made if missing", flag_values=_FLAGS
+    "workdir",
+    None,
+    "the sweep's folder, made if missing; runs/NAME for a sweep file NAME.py",
+    flag_values=_FLAGS,
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
@@ -271,10 +274,9 @@ def cost(wanted: Sequence[Point], folder: pathlib.Path | None, workers: int) -> 
     return text
 
 
-def _dry_run(wanted: Sequence[Point]) -> None:
-    folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+def _dry_run(wanted: Sequence[Point], folder: pathlib.Path) -> None:
     for point in wanted:
-        result = job.finished(folder / point.name) if folder else None
+        result = job.finished(folder / point.name)
         state = f"  {result['reason']}" if result else ""
         print(f"{point.name}  {point.label()}{state}")
     print(cost(wanted, folder, _WORKERS.value))
@@ -303,27 +305,23 @@ def main(positional: list[str], overrides: list[str]) -> int:
     command.no_arguments(positional)
     command.require(sweep=_SWEEP.value)
     wanted = points.load(_SWEEP.value, overrides)
+    name = pathlib.Path(_SWEEP.value).stem
+    folder = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     if _DRY_RUN.value:
-        _dry_run(wanted)
+        _dry_run(wanted, folder)
         return 0
-    command.require(workdir=_WORKDIR.value)
-    folder = pathlib.Path(_WORKDIR.value)
     parameters = {}
     for word in _SLURM.value:
-        name, equals, value = word.partition("=")
+        option, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--slurm: given {word!r}, allowed name=value")
-        parameters[name] = int(value) if value.isdigit() else value
+        parameters[option] = int(value) if value.isdigit() else value
     cost(wanted[:1], None, 1)  # a config that cannot be trained stops here
     launcher = LAUNCHERS[_LAUNCHER.value](_WORKERS.value, folder, parameters)
     storage = _STORAGE.value or f"sqlite:///{folder / 'optuna.db'}"
     with _locked(folder):
         trials = Trials(
-            storage,
-            pathlib.Path(_SWEEP.value).stem,
-            wanted,
-            attempts=ATTEMPTS,
-            anew=_RETRY_FAILED.value,
+            storage, name, wanted, attempts=ATTEMPTS, anew=_RETRY_FAILED.value
         )
         sweep = Sweep(wanted, folder, trials, launcher)
         status = sweep.run()

@@ -1,9 +1,10 @@
 """Where the points of a sweep run.
 
-A launcher has `slots`, how many points it takes at once, and
-`start(points, folder) -> list[Job]`, one job a point, which trains in
-`folder / point.name`. A job has `status()`, None until it has ended and the exit status
-of `experiments.train` then, and `stop()`, which lets it write a checkpoint and end.
+A launcher has `slots`, how many points it takes at once, `workers`, how many of them
+run at once, and `start(points, folder, cache) -> list[Job]`, one job a point, which
+trains in `folder / point.name`. A job has `status()`, None until it has ended and the
+exit status of `experiments.train` then, and `stop()`, which lets it write a checkpoint
+and end.
 """
 
 from experiments.launchers.inline import Inline

@@ -31,7 +31,7 @@ class Board:
         live = self._console.is_terminal and not sweep.launcher.shares_terminal
         self._live = (
             rich.live.Live(
-                get_renderable=self._table,
+                self,
                 console=self._console,
                 refresh_per_second=2,
                 transient=True,
@@ -98,23 +98,25 @@ class Board:
         ] or [r["seconds"] / r["step"] for r in at_work if r.get("seconds")]
         if not paces:
             return None
-        steps = sum(
+        ended = sweep.results.keys() | sweep.failed.keys() | sweep.pruned
+        steps = [
             point.config.train.steps - last_record(sweep.folder / name).get("step", 0)
             for name, point in sweep.points.items()
-            if name not in sweep.results.keys() | sweep.failed.keys() | sweep.pruned
-        )
-        return float(np.mean(paces)) * steps / min(sweep.launcher.slots, 1000)
+            if name not in ended
+        ]
+        at_once = max(min(sweep.launcher.workers, len(steps)), 1)
+        return float(np.mean(paces)) * sum(steps) / at_once
 
-    def _table(self) -> rich.table.Table:
-        table = rich.table.Table(*self.counts(), "best loss", "time left")
+    def __rich__(self) -> rich.table.Table:
+        table = rich.table.Table(*self.counts(), "time left")
         left = self._seconds_left()
         table.add_row(
             *map(str, self.counts().values()),
-            self._best(),
             "-" if left is None else str(datetime.timedelta(seconds=round(left))),
         )
         outer = rich.table.Table.grid()
         outer.add_row(table)
+        outer.add_row(f"  best loss {self._best()}")
         for name in self._sweep.jobs:
             point = self._sweep.points[name]
             record = last_record(self._sweep.folder / name)

@@ -37,7 +37,7 @@ class Done:
 class Inline:
     """Runs a point when it is started."""
 
-    slots = 1
+    slots = workers = 1
     shares_terminal = True  # the training shows its own progress
 
     def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):

@@ -55,7 +55,7 @@ class Local:
         if parameters:
             raise UserError(f"--slurm: given {dict(parameters)}, --launcher is local")
         del folder
-        self.slots = workers
+        self.slots = self.workers = workers
         # Threads of several workers on the same cores only wait for each other.
         crowded = workers > 1 and (os.cpu_count() or 1) < 4 * workers
         self._variables = {"XLA_FLAGS": _one_thread()} if crowded else {}

@@ -95,6 +95,9 @@ class Slurm:
         """
         import submitit
 
+        if "array_parallelism" in parameters:
+            raise UserError("--slurm: array_parallelism is what --workers gives")
+        self.workers = workers
         try:
             self._executor = submitit.SlurmExecutor(folder=folder / "slurm" / "%j")
             self._executor.update_parameters(

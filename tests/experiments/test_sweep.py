@@ -1,19 +1,20 @@
+import io
 import json
 import math
-import os
 import pathlib
 import signal
 import subprocess
-import sys
-import time
+from unittest import mock
 
 import numpy as np
 import optuna
 import pytest
+import rich.console
+import submitit
 
 from experiments import config as configs
 from experiments import points, sweep
-from experiments.launchers import Inline, job, slurm
+from experiments.launchers import LAUNCHERS, Inline, job, slurm
 from experiments.launchers.trials import Trials
 from experiments.trainer import loop
 
@@ -183,6 +184,70 @@ def test_the_dry_run_lists_points_and_cost(tmp_path, stub):
     assert sweep.cost(wanted, tmp_path, 1).endswith("about 0.0014 hours with 1 workers")
 
 
+def test_a_sweep_without_a_workdir_has_one_by_its_name(
+    tmp_path, monkeypatch, stub, given, capsys
+):
+    config = str(pathlib.Path("configs/digits.py").absolute())
+    path = written(tmp_path, {"axes": {RATE: [0.001, 0.01]}, "config": config})
+    stub(lambda rate: rate)
+    monkeypatch.chdir(tmp_path)
+    given(sweep._FLAGS, sweep=path)
+    assert sweep.main([], []) == 0
+    assert [state for state, _, _ in recorded(tmp_path / "runs/swept")] == [
+        "COMPLETE",
+        "COMPLETE",
+    ]
+    capsys.readouterr()
+    given(sweep._FLAGS, dry_run=True)
+    assert sweep.main([], []) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in listed[:2]] == ["completed"] * 2
+    assert listed[2].startswith("0 of 2 points left")
+    assert "runs/NAME" in sweep._FLAGS["workdir"].help
+
+
+# Six steps and ten are left, of half a second each.
+@pytest.mark.parametrize(("workers", "left"), [(1, "0:00:08"), (8, "0:00:04")])
+def test_the_table_shows_states_the_best_loss_and_the_time_left(
+    tmp_path, monkeypatch, stub, workers, left
+):
+    monkeypatch.setattr(submitit, "SlurmExecutor", mock.MagicMock())
+    stub(lambda rate: rate)
+    current = opened(
+        written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}}), tmp_path / "w"
+    )
+    current.launcher = LAUNCHERS["slurm"](workers, tmp_path, {})
+    (done, point), (at_work, _), _ = current.points.items()
+    loop.train(point.config, str(tmp_path / "w" / done), overrides={})
+    current.results[done] = job.finished(tmp_path / "w" / done)
+    current.jobs[at_work] = None
+    (tmp_path / "w" / at_work).mkdir()
+    record = {"step": 4, "loss": 0.25, "seconds": 9.0}
+    (tmp_path / "w" / at_work / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    shown = io.StringIO()
+    options = {"force_terminal": True, "color_system": None, "width": 100}
+    rich.console.Console(file=shown, **options).print(current.board)
+    head, *lines = [
+        line.replace("┃", "│").strip("│ \n")
+        for line in shown.getvalue().splitlines()
+        if line.strip()[0] not in "┏┡└"
+    ]
+    cells = dict(zip(head.split("│"), lines[0].split("│"), strict=True))
+    assert {name.strip(): cell.strip() for name, cell in cells.items()} == {
+        "completed": "1",
+        "diverged": "0",
+        "pruned": "0",
+        "failed": "0",
+        "running": "1",
+        "waiting": "1",
+        "time left": left,
+    }
+    assert lines[1:] == [
+        f"best loss 0.0010 at learning_rate=0.001 ({done})",
+        f"{at_work}  learning_rate=0.01: step 4/10, loss 0.250",
+    ]
+
+
 def test_finished_points_are_skipped_and_all_is_recorded(tmp_path, stub, capsys):
     path = written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}})
     names = [point.name for point in points.load(path)]
@@ -265,58 +330,6 @@ def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub):
     assert opened(path, tmp_path / "w").run() == 0
     assert calls == [0.001, 0.01, 0.1]
     assert [state for state, _, _ in recorded(tmp_path / "w")] == ["COMPLETE"] * 3
-
-
-def alive(folder):
-    """The processes that train below a folder."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        if "experiments.train" in words and any(
-            word.startswith(f"--workdir={folder}/") for word in words
-        ):
-            found.append(int(path.parent.name))
-    return found
-
-
-def test_a_killed_sweep_loses_no_point_and_does_none_twice(tmp_path):
-    """The launcher and a worker are killed with -9; the other worker goes on."""
-    part = {"axes": {RATE: [0.001, 0.003, 1e30]}}
-    part["overrides"] = TINY["overrides"] | {"train.max_bad_steps": 1}
-    path = written(tmp_path, part)
-    workdir = tmp_path / "w"
-    words = [
-        *(sys.executable, "-m", "experiments.sweep", f"--sweep={path}"),
-        *(f"--workdir={workdir}", "--launcher=local", "--workers=2"),
-    ]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    launcher = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while len(workers := alive(workdir)) < 2:
-        assert time.monotonic() < deadline
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    launcher.kill()
-    launcher.wait()
-    os.kill(workers[0], signal.SIGKILL)
-    done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 completed, 1 diverged; best" in done.stdout
-    wanted = points.load(path)
-    trials = recorded(workdir)
-    assert [state for state, _, _ in trials] == ["COMPLETE"] * 3
-    assert sorted(p for _, p, _ in trials) == sorted(p.name for p in wanted)
-    for point in wanted[:2]:
-        lines = (workdir / point.name / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == list(range(1, 11))
-    assert job.finished(workdir / wanted[2].name)["reason"] == "diverged"
-    assert any((workdir / "compiled").iterdir())
-    assert not alive(workdir)
 
 
 def test_two_launchers_do_not_share_a_workdir(tmp_path):
