@@ -107,7 +107,9 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
 
     Cholesky's factor of the Gram matrix, twice, on columns of unit length: products
     and `(r, r)` factors alone. Where the columns are too close to dependent for that,
-    Householder's reflections do the whole stack.
+    Householder's reflections do the whole stack. No shift is added to the Gram matrix:
+    unit columns leave no scale for it to follow, and where only a shift would let
+    Cholesky through, the reflections are exact and need no third pass.
 
     References:
       Fukaya et al., *CholeskyQR2: a simple and communication-avoiding algorithm*,
