@@ -1,7 +1,8 @@
-"""Sweeps with the servers and the accidents that they meet: real processes, no stubs.
+"""Sweeps of many points with the servers and the accidents that they meet.
 
-Only what the workers train is replaced where a test needs many of them: a few lines
-that hold the folder's lock, write a record a step and go on where they were killed.
+Launcher, workers and servers are real processes. What the workers train is replaced by
+a few lines that hold the folder's lock, write a record a step and go on where they were
+killed; `test_sweep_trains.py` has the training itself.
 """
 
 import collections
@@ -24,7 +25,7 @@ import optuna
 import pytest
 
 from experiments import points, sweep
-from experiments.launchers import LAUNCHERS, local, slurm
+from experiments.launchers import LAUNCHERS, local
 from experiments.launchers.trials import Trials
 from tests.experiments.servers import eventually, free_port
 
@@ -330,37 +331,3 @@ def test_the_dashboard_shows_the_sweep(tmp_path, monkeypatch):
     finally:
         served.kill()
         served.wait()
-
-
-def test_slurm_runs_an_array_one_of_which_is_requeued(tmp_path, monkeypatch, cluster):
-    monkeypatch.setattr(slurm, "command", quick(tmp_path))
-    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUERIES", 1.0)
-    workdir = tmp_path / "w"
-    path = written(tmp_path, axes=rates(3))
-    opening = opened(path, workdir, launcher="slurm", time=5)
-    requeued = []
-    look = opening._look
-
-    def look_and_requeue():
-        """Sends the first job that works back to the queue, once."""
-        at_work = [n for n in opening.points if (workdir / n / ".lock").exists()]
-        if at_work and not requeued:
-            requeued.append(opening.jobs[at_work[0]]._job.job_id)
-            subprocess.run(["scontrol", "requeue", requeued[0]], check=True)
-        for number in requeued:  # SLURM would let it wait for two minutes
-            subprocess.run(
-                ["scontrol", "update", f"JobId={number}", "StartTime=now"],
-                check=False,
-                capture_output=True,
-            )
-        look()
-
-    monkeypatch.setattr(opening, "_look", look_and_requeue)
-    assert opening.run() == 0
-    assert requeued
-    trials = recorded(f"sqlite:///{workdir}/optuna.db")
-    assert [(s, v) for s, _, v in trials] == [("COMPLETE", r) for r in rates(3)[RATE]]
-    # It went on where it was stopped, or started anew: each step is there once.
-    assert all(whole(workdir / name) for name in opening.points)
-    completed = (workdir / "completed").read_text().split()
-    assert sorted(completed) == sorted(opening.points)
