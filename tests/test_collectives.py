@@ -1,5 +1,7 @@
 """What moves between devices in a step, counted in the compiled text."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,7 +52,17 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
         donate_argnums=1,
     )
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    return Program(step.lower(*shapes).compile(QUICKLY).as_text()).collectives()
+    return Program(step.lower(*shapes).compile(QUICKLY).as_text())
+
+
+@functools.cache
+def products_of_one_device(name):
+    """FLOPs of the products in the compiled step without a mesh."""
+    params = shapes_of(STACKED)
+    tx = make(name, roles=optlab.default_roles(("^layers/",)))
+    shapes = (params, jax.eval_shape(tx.init, params), params)
+    text = jax.jit(tx.update).lower(*shapes).compile(QUICKLY).as_text()
+    return Program(text).matmul_flops()
 
 
 @pytest.mark.parametrize(
@@ -72,13 +84,20 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
 def test_two_or_three_large_collectives_a_bucket_under_jit(name, tree, most):
     mesh = sharding.make_mesh({"data": 8})
     rules = ((".*", lambda shape: P(*(None,) * (len(shape) - 2), "data", None)),)
-    found = compiled_over_mesh(name, tree, mesh, "data", rules)
+    program = compiled_over_mesh(name, tree, mesh, "data", rules)
+    found = program.collectives()
     assert not [c for c in found if c.in_loop]
     assert len(large(found)) == most <= 3 * BUCKETS
     assert {c.kind for c in large(found)} == {"all-to-all"}
+    # Those of a small bucket, and no other small ones.
+    exchanges = [c for c in found if c.kind == "all-to-all"]
+    assert len(exchanges) == (3 if name == "lanton" else 2) * BUCKETS
     # What else there is are numbers, one a layer.
     small = [c.elements for c in found if c.kind != "all-to-all"]
     assert sum(small) < 100
+    if tree is STACKED:
+        one = products_of_one_device(name)
+        assert one / 8 <= program.matmul_flops() <= 1.15 * one / 8
 
 
 @pytest.mark.parametrize(
@@ -120,7 +139,10 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
             )
         )
         shapes = (params, state, params)
-    found = Program(step.lower(*shapes).compile(QUICKLY).as_text()).collectives()
+    program = Program(step.lower(*shapes).compile(QUICKLY).as_text())
+    one = products_of_one_device(name)
+    assert one / 8 <= program.matmul_flops() <= 1.15 * one / 8
+    found = program.collectives()
     assert found and not [c for c in found if c.in_loop]
     assert {c.kind for c in found} == {"all-gather"}
     # LANTON measures its noise in the same norm, in buckets of its own.
@@ -159,7 +181,7 @@ def test_matrix_work_is_divided_by_the_devices(name):
 def test_matrix_work_stays_within_a_slice():
     mesh = sharding.make_mesh({"slice": 2, "data": 4})
     rules = sharding.fsdp_rules(mesh)
-    found = compiled_over_mesh("root", STACKED, mesh, "data", rules)
+    found = compiled_over_mesh("root", STACKED, mesh, "data", rules).collectives()
     assert len(large(found)) == 2 * BUCKETS
     slices = [{d.id for d in row} for row in mesh.devices]
     for collective in found:
@@ -171,8 +193,8 @@ def test_matrix_work_stays_within_a_slice():
 def test_tensor_parallel_state_never_gathers_in_a_loop():
     mesh = sharding.make_mesh({"data": 4, "model": 2})
     rules = sharding.tensor_parallel_rules(mesh, "model", "data")
-    found = compiled_over_mesh("root", STACKED, mesh, ("data", "model"), rules)
-    assert not [c for c in found if c.in_loop]
+    program = compiled_over_mesh("root", STACKED, mesh, ("data", "model"), rules)
+    assert not [c for c in program.collectives() if c.in_loop]
 
 
 def test_collectives_in_loops_are_found_and_counted():
@@ -196,5 +218,5 @@ def test_collectives_in_loops_are_found_and_counted():
 def test_optax_muon_under_the_same_layout_moves_far_more_often():
     mesh = sharding.make_mesh({"data": 8})
     rules = sharding.fsdp_rules(mesh)
-    found = compiled_over_mesh("muon", STACKED, mesh, "data", rules)
+    found = compiled_over_mesh("muon", STACKED, mesh, "data", rules).collectives()
     assert len(large(found)) > 60
