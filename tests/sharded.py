@@ -22,6 +22,8 @@ SHAPES = {
 # For what is dear: no uneven stack, one bucket.
 FEW = {k: v for k, v in SHAPES.items() if k != "odd"}
 ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
+# There SOAP divides rounding by rounding in null spaces, but for its eps.
+IN_FLOAT32 = {"soap": {"eps": 1e-3}}
 SEEDS = (1, 2, 3)  # of the gradients of each step
 
 # Name -> mesh, axes of the matrix work, rules.
@@ -49,9 +51,7 @@ def arrays(shapes, dtype=jnp.float32, seed=0):
 def make(name, learning_rate=1e-2, roles=ROLES, **kwargs):
     """The entry, with those arguments that it has."""
     factory = get(name).factory
-    # In float32 SOAP divides rounding by rounding in null spaces, but for its eps.
-    own = SMALLER.get(name, {}) | ({"eps": 1e-3} if name == "soap" else {})
-    offered = {**own, "roles": roles, **kwargs}
+    offered = {**SMALLER.get(name, {}), "roles": roles, **kwargs}
     accepted = inspect.signature(factory).parameters
     return factory(learning_rate, **{k: v for k, v in offered.items() if k in accepted})
 

@@ -21,6 +21,7 @@ from optlab import sharding
 from optlab.registry import get, names
 from tests.sharded import (
     FEW,
+    IN_FLOAT32,
     LAYOUTS,
     QUICKLY,
     SEEDS,
@@ -120,7 +121,8 @@ def test_wrapped_and_sharded_in_float32(group):
 
     def wrapped(name, distribute=None):
         def inner(learning_rate):
-            return make(name, learning_rate, distribute=distribute)
+            own = IN_FLOAT32.get(name, {})
+            return make(name, learning_rate, distribute=distribute, **own)
 
         labels = dict.fromkeys(SHAPES, "method") | {"embed": "sgd"}
         parts = {
@@ -153,11 +155,20 @@ def test_wrapped_and_sharded_in_float32(group):
     close(2e-5)(result, expected)
     assert jax.tree.map(lambda x: x.sharding, state) == before
     assert step._cache_size() == 1
-    # An eighth of every state leaf that belongs to a parameter which is cut up.
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        local = leaf.addressable_shards[0].data.size
-        owned = "layers" in str(path) and leaf.ndim > 2
-        assert local == leaf.size // 8 if owned else local <= leaf.size, path
+    specs = sharding.param_specs(params, rules)
+    layouts = {
+        n: sharding.to_shardings(
+            mesh, sharding.state_specs(tx, params, specs, distribute=distribute)
+        )
+        for n, tx in txs.items()
+    }
+    found = jax.tree_util.tree_flatten_with_path(state)[0]
+    for (path, leaf), layout in zip(found, jax.tree.leaves(layouts), strict=True):
+        local = leaf.addressable_shards[0].data.shape
+        assert local == layout.shard_shape(leaf.shape), path
+        # An eighth of all that belongs to a parameter which is cut up.
+        if "layers" in str(path) and leaf.ndim > 2:
+            assert 8 * np.prod(local) == leaf.size, path
 
 
 def test_two_processes_equal_one(tmp_path, x64):
