@@ -43,6 +43,8 @@ class Role(enum.Enum):
 EMBEDDING = Role.EMBEDDING
 VECTOR = Role.VECTOR
 
+# A leaf of so many matrices is a stack that is worked on as it is.
+_STACK = 4
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
 
@@ -301,7 +303,7 @@ def map_matrices(
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
     joined = partial(_joined, f, wide)
     results: list[Any] = [None] * len(items)
-    for groups in _buckets(items, wide):
+    for groups in _buckets(items, wide, apart=distribute is None):
         g = joined
         if distribute is not None:
             stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
@@ -324,13 +326,21 @@ def _is(kind: type, x: Any) -> bool:
     return isinstance(x, kind)
 
 
-def _buckets(items: list[tuple[jax.Array, ...]], wide: bool) -> list[list[list[int]]]:
-    """Buckets of groups of items; a group's arrays have the very same shapes."""
+def _buckets(
+    items: list[tuple[jax.Array, ...]], wide: bool, *, apart: bool
+) -> list[list[list[int]]]:
+    """Buckets of groups of items; a group's arrays have the very same shapes.
+
+    Where they may stay apart, what is a stack already has a bucket of its own: to join
+    it with others would save little compiling, and copy it.
+    """
     buckets: dict[Any, dict[Any, list[int]]] = {}
     for i, item in enumerate(items):
-        group = tuple((x.shape, x.dtype) for x in item)
-        bucket = group
-        if wide:
+        bucket: Any
+        group = bucket = tuple((x.shape, x.dtype) for x in item)
+        if apart and item[0].shape[0] >= _STACK:
+            bucket = i
+        elif wide:
             bucket = tuple((*sorted(x.shape[1:]), x.dtype) for x in item)
         buckets.setdefault(bucket, {}).setdefault(group, []).append(i)
     return [list(bucket.values()) for bucket in buckets.values()]
