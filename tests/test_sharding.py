@@ -62,9 +62,17 @@ every_entry = pytest.mark.parametrize(
 @every_entry
 def test_one_device_equals_eight_in_every_way(group, x64):
     del x64
-    params = arrays(SHAPES, jnp.float64)
-    gradients = [arrays(SHAPES, jnp.float64, seed) for seed in SEEDS]
-    same = close(1e-10)
+    hold_in_every_way(group, jnp.float64, close(1e-10))
+
+
+def test_float32_agrees_in_every_way_to_rounding():
+    hold_in_every_way(["root"], jnp.float32, close(2e-6))
+
+
+def hold_in_every_way(group, dtype, same):
+    """Steps on one device against jit over three meshes, pmap and shard_map."""
+    params = arrays(SHAPES, dtype)
+    gradients = [arrays(SHAPES, dtype, seed) for seed in SEEDS]
 
     def made(distribute=None):
         return {n: make(n, distribute=distribute) for n in group}
