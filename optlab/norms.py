@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab import checks
+from optlab.buckets import map_matrices
 from optlab.linalg import frobenius_norm, nuclear_norm_estimate
 from optlab.orthogonalize import orthogonalize
 from optlab.roles import (
@@ -31,7 +32,6 @@ from optlab.roles import (
     Matrix,
     Rule,
     View,
-    map_matrices,
     path_name,
 )
 

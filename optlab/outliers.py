@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optlab import linalg
+from optlab.buckets import map_matrices
 from optlab.compose import cast_like, to_state_dtype
-from optlab.roles import Distribute, Matrix, as_rule, map_matrices, tree_views
+from optlab.roles import Distribute, Matrix, as_rule, tree_views
 
 
 def clip_outliers(

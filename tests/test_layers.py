@@ -12,7 +12,7 @@ ORDER = [
     "quintics coefficient_fit coefficients",
     "linalg schedules curvature",
     "orthogonalize",
-    "roles describe compose",
+    "roles buckets describe compose",
     "distribution sharding norms lmo noise outliers spikes",
     "optimizers",
     "registry diagnostics",

@@ -9,13 +9,13 @@ import optax
 import pytest
 
 import optlab
+from optlab.buckets import map_matrices
 from optlab.roles import (
     EMBEDDING,
     VECTOR,
     Matrix,
     View,
     as_rule,
-    map_matrices,
     tree_roles,
     tree_views,
 )

@@ -39,6 +39,7 @@ import optax
 from jax import lax
 
 from optlab import checks
+from optlab.buckets import map_matrices
 from optlab.compose import (
     bias_correction,
     cast_like,
@@ -55,7 +56,7 @@ from optlab.linalg import (
     subspace_step,
 )
 from optlab.orthogonalize import orthogonalize
-from optlab.roles import Distribute, as_rule, map_matrices, tree_views
+from optlab.roles import Distribute, as_rule, tree_views
 
 
 class ScaleByCosmosState(NamedTuple):

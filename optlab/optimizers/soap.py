@@ -36,6 +36,7 @@ import optax
 from jax import lax
 
 from optlab import checks
+from optlab.buckets import map_matrices
 from optlab.compose import (
     bias_correction,
     cast_like,
@@ -45,7 +46,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
-from optlab.roles import Distribute, View, as_rule, map_matrices, tree_views
+from optlab.roles import Distribute, View, as_rule, tree_views
 
 
 class ScaleBySoapState(NamedTuple):

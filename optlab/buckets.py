@@ -1,0 +1,157 @@
+"""A function of matrices over whole trees, in as few large stacks as can be."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from optlab.roles import Distribute, View, check_layout
+
+# A leaf of so many matrices is a stack that is worked on as it is.
+_STACK = 4
+# From so many leaves of one shape on, XLA is not told which part of a stack is whose.
+_MANY = 8
+
+
+def map_matrices(
+    f: Callable[..., Any],
+    views: Any,
+    trees: Sequence[Any],
+    factors: Sequence[Any] = (),
+    *,
+    distribute: Distribute | None = None,
+    wide: bool = False,
+) -> tuple[Any, ...]:
+    """Applies `f` to every matrix of some trees, in as few large stacks as it can.
+
+    Leaves of one shape share a bucket, in which `f` runs once.
+
+    Args:
+      f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common
+        leading stack axis, each slice of which it treats alone. The matrix may be
+        None, where only the factors are of interest.
+      views: what `tree_views` made of the first tree.
+      trees: trees of leaves with those views; `f` gets them as `(S, m, n)`.
+      factors: trees of arrays that have the stack axes and then axes of their own;
+        `f` gets them as `(S, ...)`.
+      distribute: what computes `f` apart, slice by slice, over a mesh.
+      wide: `f` commutes with transposition and takes no factors. It gets tall matrices
+        transposed, and matrices of one shape share a bucket whichever way round they
+        are and whatever their stack.
+
+    Returns:
+      The tree of the resulting matrices as leaves, then those of the factors.
+
+    Raises:
+      ValueError: a leaf is cut up over an axis of a mesh that is not Auto.
+    """
+    check_layout(trees)
+    flat_views, treedef = jax.tree.flatten(views, is_leaf=lambda x: isinstance(x, View))
+    columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
+    items = []
+    for view, *arrays in zip(flat_views, *columns, strict=True):
+        matrices = map(view.matrices, arrays[: len(trees)])
+        items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
+    joined = partial(_joined, f, wide)
+    results: list[Any] = [None] * len(items)
+    for groups in _buckets(items, wide, apart=distribute is None):
+        g = joined
+        if distribute is not None:
+            stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
+            g = distribute(joined, len(trees), stacks)
+        parts = g(*(_merge([items[i] for i in group]) for group in groups))
+        for group, part in zip(groups, parts, strict=True):
+            count = len(group)
+            hidden = distribute is None and count >= _MANY
+            places = _hidden_places(count, items[0][0]) if hidden else range(count)
+            for place, i in zip(places, group, strict=True):
+                view = flat_views[i]
+                own = jax.tree.map(partial(_member, place, count), part)
+                matrix = None if own[0] is None else view.leaf(own[0])
+                results[i] = (matrix, *map(view.unflat, own[1:]))
+    empty = [()] * (1 + len(factors))
+    return tuple(map(treedef.unflatten, zip(*results, strict=True) if items else empty))
+
+
+def _buckets(
+    items: list[tuple[jax.Array, ...]], wide: bool, *, apart: bool
+) -> list[list[list[int]]]:
+    """Buckets of groups of items; a group's arrays have the very same shapes.
+
+    Where they may stay apart, what is a stack already has a bucket of its own: to join
+    it with others would save little compiling, and copy it.
+    """
+    buckets: dict[Any, dict[Any, list[int]]] = {}
+    for i, item in enumerate(items):
+        bucket: Any
+        group = bucket = tuple((x.shape, x.dtype) for x in item)
+        if apart and item[0].shape[0] >= _STACK:
+            bucket = i
+        elif wide:
+            bucket = tuple((*sorted(x.shape[1:]), x.dtype) for x in item)
+        buckets.setdefault(bucket, {}).setdefault(group, []).append(i)
+    return [list(bucket.values()) for bucket in buckets.values()]
+
+
+def _merge(items: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    """Stacks of one shape as one: side by side within each slice, so that a stack
+    which is cut up over devices stays where it is.
+    """
+    if len(items) == 1:
+        return items[0]
+    return tuple(
+        jnp.stack(column, 1).reshape(-1, *column[0].shape[1:])
+        for column in zip(*items, strict=True)
+    )
+
+
+def _member(place: int | jax.Array, count: int, x: jax.Array) -> jax.Array:
+    """One item's part of what `_merge` made."""
+    if count == 1:
+        return x
+    items = x.reshape(-1, count, *x.shape[1:])
+    if isinstance(place, int):
+        return items[:, place]
+    return lax.dynamic_index_in_dim(items, place, 1, keepdims=False)
+
+
+def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
+    """`0, 1, ..., count - 1` as numbers that the compiler does not know.
+
+    XLA compiles every slice at a known place as a kernel of its own, for some 20 ms on
+    a CPU; slices of one shape at unknown places share one. A compiler that saw through
+    this would be slow again, and right.
+    """
+
+    def places() -> tuple[np.uint32, ...]:
+        return tuple(map(np.uint32, range(count)))
+
+    return lax.cond(x[(0,) * x.ndim] > 0, places, places)
+
+
+def _joined(
+    f: Callable[..., Any], wide: bool, *groups: tuple[jax.Array, ...]
+) -> tuple[Any, ...]:
+    """Runs `f` once on the stacks of all groups; gives each its part of the result."""
+
+    if not wide:
+        return (f(*groups[0]),)
+    talls = [group[0].shape[1] > group[0].shape[2] for group in groups]
+    turned = [
+        [x.mT if tall else x for x in group]
+        for group, tall in zip(groups, talls, strict=True)
+    ]
+    columns = [jnp.concatenate(column) for column in zip(*turned, strict=True)]
+    ends = np.cumsum([group[0].shape[0] for group in groups])[:-1]
+    matrix, *rest = f(*columns)
+    matrix = [None] * len(groups) if matrix is None else jnp.split(matrix, ends)
+    return tuple(
+        (x.mT if tall and x is not None else x, *others)
+        for tall, x, *others in zip(
+            talls, matrix, *(jnp.split(y, ends) for y in rest), strict=True
+        )
+    )
