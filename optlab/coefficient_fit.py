@@ -1,22 +1,23 @@
-"""The fit of orthogonalization's coefficients to spectra: SQP under exact bounds.
+"""The fit of orthogonalization's coefficients to spectra: Newton's method, a barrier.
 
 The problem is stated in `optlab.coefficients`; here are the spectra and the solver.
+Every host must find the same numbers, of which it compiles its program: so there are
+only `+ - * /` and square roots, which IEEE 754 rounds alike everywhere, sums in an
+order of our own, and no linear algebra library, whose kernels differ between CPUs.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import minimize
 
 from optlab.quintics import (
     NEWTON_SCHULZ,
-    POWERS,
     TOP,
     apply,
     composition,
     deflated,
     iterate_bounds,
+    powers,
     quintic,
     widest,
 )
@@ -27,15 +28,17 @@ _FLOOR, _FLOOR_FROM = 0.5, 0.1
 # The least p(s) / s over a: what bfloat16 leaves of a difference of larger terms.
 _CUSHION = 0.03
 # How much tighter they are held, so that rounding to four decimals keeps them.
-_SLACKS, _DIGITS = (0.01, 0.03, 0.1), 4
+_SLACKS, _DIGITS = (0.01, 0.02, 0.05, 0.1), 4
 # Values kept of the spectra together.
 _POINTS = 192
 # The starts per step: lower end at most, share of an interval that is passed over;
 # and one for all steps, far inside the bounds.
-_EASY, _START_CUSHION = 0.1, 0.04
+_EASY, _START_CUSHIONS, _GROWTH = 0.1, (0.035, 0.05), 1.021
 _MILD = (2.5, -2.5, 1.0)
 # Where an intermediate iterate peaks: the fit leaves that free, so it is chosen.
 _PEAK = 1.25
+# The barrier's weights, relative to the error, and the most trials at each of them.
+_BARRIERS, _TRIALS = [1 / 10**k for k in range(3, 13)], 20
 
 Spectra = list[tuple[float, np.ndarray]]
 
@@ -46,21 +49,37 @@ NORMALIZATIONS = {"frobenius": 2, "schatten4": 4}
 
 def mixture(m: int, n: int, normalize: str = "frobenius") -> Spectra:
     """The weighted spectra of the objective, descending and of unit norm."""
-    spectra = [(0.25, np.arange(1, m + 1.0) ** -0.75), (0.75, _gaussian(m, n))]
+    spectra = [(0.25, _power_law(m)), (0.75, _gaussian(m, n))]
     return [(weight, s / _norm(s, normalize)) for weight, s in spectra]
+
+
+def _power_law(m: int) -> np.ndarray:
+    """`i^-0.75`."""
+    root = np.sqrt(np.arange(1, m + 1.0))
+    return 1 / (root * np.sqrt(root))
 
 
 def _gaussian(m: int, n: int) -> np.ndarray:
     """Marchenko-Pastur quantiles of the singular values of an `m <= n` matrix."""
-    # Eigenvalues 1 + y - 2 sqrt(y) cos(phi): in phi the density is smooth.
+    # Eigenvalues 1 + y + 2 sqrt(y) sin(phi): in phi the density is smooth.
     y = m / n
-    phi = (np.arange(1 << 14) + 0.5) * np.pi / (1 << 14)
-    density = np.sin(phi) ** 2 / (1 + y - 2 * np.sqrt(y) * np.cos(phi))
-    edges = np.linspace(0, np.pi, len(phi) + 1)
+    edges = np.linspace(-np.pi / 2, np.pi / 2, (1 << 14) + 1)
+    sine = _sine((edges[1:] + edges[:-1]) / 2)
+    density = (1 - sine * sine) / (1 + y + 2 * np.sqrt(y) * sine)
     mass = np.concatenate([[0], np.cumsum(density)])
-    ranks = (np.arange(m)[::-1] + 0.5) / m
-    quantiles = np.interp(ranks, mass / mass[-1], edges)
-    return np.sqrt(1 + y - 2 * np.sqrt(y) * np.cos(quantiles))
+    ranks = (np.arange(m)[::-1] + 0.5) / m * mass[-1]
+    left = np.searchsorted(mass, ranks, side="right") - 1
+    share = (ranks - mass[left]) / density[left]
+    quantiles = edges[left] + share * (edges[1] - edges[0])
+    return np.sqrt(1 + y + 2 * np.sqrt(y) * _sine(quantiles))
+
+
+def _sine(x: np.ndarray) -> np.ndarray:
+    """Taylor's series on `[-pi / 2, pi / 2]`, since NumPy's depends on the CPU."""
+    series = np.ones_like(x)
+    for k in range(23, 1, -2):
+        series = 1 - x * x / (k * (k - 1)) * series
+    return x * series
 
 
 def measured(
@@ -85,8 +104,18 @@ def measured(
 
 
 def _norm(s: np.ndarray, normalize: str) -> np.floating:
-    order = NORMALIZATIONS[normalize]
-    return np.linalg.norm(s, None if order == 2 else order)
+    square = s * s
+    if NORMALIZATIONS[normalize] == 2:
+        return np.sqrt(_sum(square))
+    return np.sqrt(np.sqrt(_sum(square * square)))
+
+
+def _sum(x: np.ndarray) -> np.ndarray:
+    """The sum over the first axis, by halves."""
+    while len(x) > 1:
+        half = len(x) // 2
+        x = np.concatenate([x[:half] + x[half : 2 * half], x[2 * half :]])
+    return x[0]
 
 
 def _thinned(spectra: Spectra) -> tuple[np.ndarray, np.ndarray]:
@@ -95,12 +124,14 @@ def _thinned(spectra: Spectra) -> tuple[np.ndarray, np.ndarray]:
     count = max(8, _POINTS // len(spectra))
     for weight, s in spectra:
         m = len(s)
-        ranks = np.concatenate(
-            [np.geomspace(1, m, count // 4), np.linspace(1, m, count - count // 4)]
-        )
-        ranks = (
-            np.unique(np.round(ranks).astype(int)) if m > count else np.arange(m) + 1
-        )
+        ranks = np.arange(m) + 1
+        if m > count:
+            head = np.array([1.0, m])
+            while len(head) < count // 4:
+                means = np.sqrt(head[1:] * head[:-1])
+                head = np.sort(np.concatenate([head, means]))
+            tail = np.linspace(1, m, count - len(head))
+            ranks = np.unique(np.round(np.concatenate([head, tail])).astype(int))
         edges = np.concatenate([[0.5], (ranks[1:] + ranks[:-1]) / 2, [m + 0.5]])
         values.append(s[ranks - 1])
         weights.append(weight * np.diff(edges) / m)
@@ -122,28 +153,36 @@ def fit(spectra: Spectra, steps: int, per_step: bool) -> np.ndarray:
     with np.errstate(all="ignore"):
         if per_step:
             lowest = min(float(s.min()), _EASY)
+            ends = widest(steps), widest(steps) / 2
             starts = [
-                composition(max(low, lowest), steps, _START_CUSHION)
-                for low in (widest(steps), widest(steps) / 2)
+                composition(max(low, lowest), steps, cushion)
+                for low, cushion in zip(ends, _START_CUSHIONS, strict=True)
             ]
-            starts = [_balanced(deflated(x, TOP * _MARGIN)) for x in starts]
+            starts = [_balanced(deflated(x, TOP * _GROWTH, _GROWTH)) for x in starts]
             safe = np.round(starts[0], _DIGITS)
         else:
             safe = np.tile(NEWTON_SCHULZ, (steps, 1))
             starts = [_scan(s, weights, steps), np.tile(_MILD, (steps, 1))]
         fits = [_bounded_fit(start, (s, weights), per_step) for start in starts]
     fits = [table for table in fits if table is not None]
-    return min(fits, key=lambda t: weights @ (apply(t, s) - 1) ** 2, default=safe)
+    return min(fits, key=lambda table: _error(table, s, weights), default=safe)
+
+
+def _error(table, s: np.ndarray, weights: np.ndarray) -> float:
+    residual = apply(table, s) - 1
+    return float(_sum(weights * residual * residual))
 
 
 def _bounded_fit(start, spectrum, per_step: bool) -> np.ndarray | None:
     """Optimises until the rounded result keeps the bounds, with more and more slack."""
     for slack in _SLACKS:
         table = _optimum(start, spectrum, slack, per_step)
+        if table is None:
+            continue
         table = np.round(_balanced(table) if per_step else table, _DIGITS)
         bounds = iterate_bounds(table, margin=_MARGIN)
-        final = _extremes(table)[0][-1]
-        if bounds.min() >= 0 and bounds.max() <= _UPPER and final.min() >= _FLOOR:
+        above_floor = _constraints(table, 0.0, per_step)[0][-2 * (len(table) + 1) :]
+        if bounds.min() >= 0 and bounds.max() <= _UPPER and above_floor.min() >= 0:
             return table
     return None
 
@@ -156,118 +195,168 @@ def _scan(s: np.ndarray, weights: np.ndarray, steps: int) -> np.ndarray:
     triples = triples[b * b < 4 * (1 - 2 * _CUSHION) * a * c]
     few = np.linspace(0, len(s) - 1, min(len(s), 48)).astype(int)
     points = np.concatenate([s[few], np.linspace(0.04, TOP, 26)])
-    x = np.repeat(points[None], len(triples), 0)
+    x = np.repeat(points[:, None], len(triples), 1)
     feasible = np.ones(len(triples), bool)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for _ in range(steps):
-            x = quintic(triples.T[..., None], x)
-            feasible &= x.max(1) <= _UPPER - 0.05
-        error = (x[:, : len(few)] - 1) ** 2 @ weights[few]
-    return np.tile(triples[np.where(feasible, error, np.inf).argmin()], (steps, 1))
+    for _ in range(steps):
+        x = quintic(triples.T[:, None], x)
+        feasible &= x.max(0) <= _UPPER - 0.05
+    residual = x[: len(few)] - 1
+    error = _sum(weights[few][:, None] * residual * residual)
+    best = np.where(feasible, error, np.inf).argsort(kind="stable")[:100]
+    for triple in triples[best]:
+        table = np.tile(triple, (steps, 1))
+        if _constraints(table, 2 * _SLACKS[0], False)[0].min() > 0:
+            return table
+    return np.tile(_MILD, (steps, 1))
 
 
-def _optimum(start, spectrum, slack: float, per_step: bool) -> np.ndarray:
-    """Sequential quadratic programming, preconditioned by the Gauss-Newton matrix."""
-    (s, weights), steps = spectrum, len(start)
-    if per_step:
-        # s -> k s between two steps changes nothing, so that all leading coefficients
-        # but the last stay where they are.
-        free = np.ones((steps, 3), bool)
-        free[:-1, 0] = False
-        spread = np.eye(3 * steps)[:, free.ravel()]
-    else:
-        spread = np.tile(np.eye(3), (steps, 1))
-    scale = np.sqrt(weights)
+def _optimum(start, spectrum, slack: float, per_step: bool) -> np.ndarray | None:
+    """Damped Newton's method under the barrier `sum_i 1 / c_i`, which fades."""
+    s, weights = spectrum
 
-    x, dx = _iterates(start, s)
-    jac = scale[:, None] * (dx @ spread)
-    gram = jac.T @ jac
-    damping = 1e-6 * np.trace(gram) / len(gram) + 1e-12
-    change = spread @ np.linalg.inv(
-        np.linalg.cholesky(gram + damping * np.eye(len(gram))).T
-    )
-    unit = max(float(weights @ (x - 1) ** 2), 1e-6)
-
-    def table(u):
-        return start + (change @ u).reshape(steps, 3)
-
-    def objective(u):
-        x, dx = _iterates(table(u), s)
-        gradient = 2 * (weights * (x - 1)) @ dx @ change
-        return weights @ (x - 1) ** 2 / unit, gradient / unit
-
-    @lru_cache(maxsize=1)  # values and slopes are asked for one after the other
-    def constraints(raw):
-        triples = table(np.frombuffer(raw))
-        x, dx = _extremes(triples)
-        # Between the steps the scale is free, unless they share their triple.
-        upper = slice(-1, None) if per_step else slice(None)
-        # p(s) / s >= _CUSHION a, and so p >= 0.
-        kept, (a, b, c) = 1 - _CUSHION, triples.T
-        rows = np.zeros((steps, steps, 3))
-        rows[np.arange(steps), np.arange(steps)] = np.stack(
-            [4 * kept * c, -2 * b, 4 * kept * a], 1
+    def merit(table, barrier):
+        """Value, gradient, Hessian; none unless every constraint holds."""
+        value, slope, bend = _constraints(table, slack, per_step)
+        if not value.min() > 0:  # nor where it is not a number
+            return None
+        push = barrier / (value * value)
+        x, dx, ddx = _iterates(table, s, per_step)
+        r, w = x - 1, 2 * weights
+        turn = 2 * push / value
+        return (
+            _sum(weights * r * r) + _sum(barrier / value),
+            _sum((w * r)[:, None] * dx) - _sum(push[:, None] * slope),
+            _sum(_outer(w[:, None] * dx, dx) + (w * r)[:, None, None] * ddx)
+            + _sum(_outer(turn[:, None] * slope, slope) - push[:, None, None] * bend),
         )
-        values = [_UPPER - slack - y for y in x[upper]]
-        slopes = [-dy for dy in dx[upper]]
-        values += [x[-1] - _FLOOR - slack, 4 * kept * a * c - b * b]
-        slopes += [dx[-1], rows.reshape(steps, -1)]
-        return np.concatenate(values), np.concatenate(slopes) @ change
 
-    result = minimize(
-        objective,
-        np.zeros(change.shape[1]),
-        jac=True,
-        method="SLSQP",
-        constraints={
-            "type": "ineq",
-            "fun": lambda u: constraints(u.tobytes())[0],
-            "jac": lambda u: constraints(u.tobytes())[1],
-        },
-        options={"maxiter": 100, "ftol": 1e-9},
-    )
-    return table(result.x)
-
-
-def _step(
-    table, k: int, x: np.ndarray, dx: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Step `k` on values `(N,)` and on their derivatives by all triples `(N, 3 K)`."""
-    a, b, c = table[k]
-    q = x * x
-    dx = dx * (a + q * (3 * b + 5 * c * q))[:, None]
-    dx[:, 3 * k : 3 * k + 3] += x[:, None] ** POWERS
-    return x * (a + q * (b + q * c)), dx
+    table, damping = start, 1e-2
+    for share in _BARRIERS:
+        barrier = share * max(_error(table, s, weights), 1e-9)
+        now = merit(table, barrier)
+        if now is None:
+            return None
+        for _ in range(_TRIALS):
+            value, gradient, hessian = now
+            size = np.abs(np.diag(hessian))
+            step = _solve(hessian + np.diag(damping * size + 1e-14), -gradient)
+            trial = None if step is None else _moved(table, step, per_step)
+            then = None if trial is None else merit(trial, barrier)
+            if then is None or not then[0] < value:
+                damping = min(damping * 8, 1e8)
+                continue
+            table, now, damping = trial, then, max(damping / 8, 1e-12)
+            if value - then[0] < 1e-6 * value:
+                break
+    return table
 
 
-def _iterates(table, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The last iterate of `x` and its derivatives."""
-    dx = np.zeros((len(x), table.size))
-    for k in range(len(table)):
-        x, dx = _step(table, k, x, dx)
-    return x, dx
+def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray | None:
+    """Solves by elimination; none unless the symmetric `matrix` is positive."""
+    rows = np.concatenate([matrix, right[:, None]], 1)
+    for k in range(len(rows)):
+        if not rows[k, k] > 0:
+            return None
+        rows[k] = rows[k] / rows[k, k]
+        others = rows[:, k].copy()
+        others[k] = 0
+        rows = rows - others[:, None] * rows[k]
+    return rows[:, -1]
 
 
-def _extremes(table) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """All that can be an extreme of an iterate on `[_FLOOR_FROM, TOP]`.
+def _outer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x[:, :, None] * y[:, None, :]
 
-    An extreme of a composition comes from an end or from where one of its steps turns;
-    the slope is zero there, so that the turn itself counts as constant. Between steps
-    the values grow by the margin.
+
+def _unknowns(k: int, steps: int, per_step: bool) -> tuple[int, int]:
+    """The first unknown of step `k`, and the first of its coefficients that is one.
+
+    `s -> k s` between two steps changes nothing, so that with a triple for each step
+    all leading coefficients but the last stay where they are.
     """
-    steps = len(table)
-    x, dx = np.array([_floor_from(steps), TOP]), np.zeros((2, table.size))
-    values, slopes = [], []
+    if not per_step:
+        return 0, 0
+    return 2 * k, int(k < steps - 1)
+
+
+def _count(steps: int, per_step: bool) -> int:
+    return 2 * steps + 1 if per_step else 3
+
+
+def _moved(table: np.ndarray, step: np.ndarray, per_step: bool) -> np.ndarray:
+    table = table.copy()
+    for k in range(len(table)):
+        column, first = _unknowns(k, len(table), per_step)
+        table[k, first:] += step[column : column + 3 - first]
+    return table
+
+
+def _step(table, k: int, values, per_step: bool):
+    """Step `k` on values `(N,)` and their two derivatives by the unknowns."""
+    x, dx, ddx = values
+    a, b, c = table[k]
+    column, first = _unknowns(k, len(table), per_step)
+    own = slice(column, column + 3 - first)
+    q = x * x
+    slope, bend = a + q * (3 * b + 5 * c * q), x * (6 * b + 20 * c * q)
+    slope_by = np.stack([np.ones_like(q), 3 * q, 5 * q * q], 1)[:, first:]
+    mixed = _outer(slope_by, dx)
+    ddx = slope[:, None, None] * ddx + _outer(bend[:, None] * dx, dx)
+    ddx[:, own] += mixed
+    ddx[:, :, own] += mixed.transpose(0, 2, 1)
+    dx = slope[:, None] * dx
+    dx[:, own] += powers(x)[:, first:]
+    return x * (a + q * (b + q * c)), dx, ddx
+
+
+def _iterates(table, x: np.ndarray, per_step: bool):
+    """The last iterate of `x` and its derivatives."""
+    count = _count(len(table), per_step)
+    dx, ddx = np.zeros((len(x), count)), np.zeros((len(x), count, count))
+    for k in range(len(table)):
+        x, dx, ddx = _step(table, k, (x, dx, ddx), per_step)
+    return x, dx, ddx
+
+
+def _constraints(table, slack: float, per_step: bool):
+    """What must be positive, and its first two derivatives by the unknowns.
+
+    An extreme of a composition on `[_FLOOR_FROM, TOP]` comes from an end or from where
+    one of its steps turns. Between steps the values grow by the margin.
+    """
+    steps, count = len(table), _count(len(table), per_step)
+    x = np.array([_floor_from(steps), TOP])
+    dx, ddx = np.zeros((2, count)), np.zeros((2, count, count))
+    kept, parts = 1 - _CUSHION, []
     for k, (a, b, c) in enumerate(table):
+        column, first = _unknowns(k, steps, per_step)
+        own = slice(column, column + 3 - first)
         root = np.sqrt(np.maximum(9 * b * b - 20 * a * c, 0))
-        squares = (-3 * b + np.array([-root, root])) / (10 * c)
-        turns = np.sqrt(np.maximum(squares, 0))
+        q = np.maximum((-3 * b + np.array([-root, root])) / (10 * c), 0)
+        turns = np.sqrt(q)
+        # p'(turn) = 0 tells how the turn moves; one that is nearly flat stays.
+        bend = turns * (6 * b + 20 * c * q)
+        slope_by = np.stack([np.ones(2), 3 * q, 5 * q * q], 1)[:, first:]
+        shift = np.zeros((2, count))
+        inverse = np.zeros(2)
+        np.divide(-1, bend, out=inverse, where=np.abs(bend) > 0.1 * a)
+        shift[:, own] = inverse[:, None] * slope_by
         x = np.concatenate([_MARGIN * x, turns])
-        dx = np.concatenate([_MARGIN * dx, np.zeros((2, table.size))])
-        x, dx = _step(table, k, x, dx)
-        values.append(x)
-        slopes.append(dx)
-    return values, slopes
+        dx = np.concatenate([_MARGIN * dx, shift])
+        ddx = np.concatenate([_MARGIN * ddx, np.zeros((2, count, count))])
+        x, dx, ddx = _step(table, k, (x, dx, ddx), per_step)
+        # Between the steps the scale is free, unless they share their triple.
+        if not per_step or k == steps - 1:
+            parts.append((_UPPER - slack - x, -dx, -ddx))
+        # p(s) / s >= _CUSHION a, and so p >= 0.
+        by, by_two = np.zeros((1, count)), np.zeros((1, count, count))
+        by[0, own] = np.array([4 * kept * c, -2 * b, 4 * kept * a])[first:]
+        twice = np.diag([0.0, -2, 0])
+        twice[0, 2] = twice[2, 0] = 4 * kept
+        by_two[0, own, own] = twice[first:, first:]
+        parts.append((np.array([4 * kept * a * c - b * b]), by, by_two))
+    parts.append((x - _FLOOR - slack, dx, ddx))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _floor_from(steps: int) -> float:
@@ -281,5 +370,5 @@ def _balanced(table: np.ndarray) -> np.ndarray:
     for k in range(len(table) - 1):
         peak = iterate_bounds(table, margin=_MARGIN)[k, 1]
         table[k] *= _PEAK / peak
-        table[k + 1] *= (peak / _PEAK) ** POWERS
+        table[k + 1] *= powers(peak / _PEAK)
     return table

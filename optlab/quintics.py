@@ -4,6 +4,9 @@ The composition of `K` odd quintics that is nearest to one on `[l, 1]` is greedy
 is the minimax quintic on the interval that the ones before it leave (Amsel et al.,
 theorem 4.1). The minimax quintic itself comes from Remez' exchange.
 
+Only `+ - * /` and square roots, which IEEE 754 rounds alike everywhere, and no linear
+algebra library: every host gets the same bits.
+
 References:
   Amsel et al., *The Polar Express*, `arXiv:2505.16932
   <https://arxiv.org/abs/2505.16932>`_, 2025.
@@ -14,13 +17,12 @@ References:
 
 from collections.abc import Sequence
 from functools import cache
+from math import sqrt
 
 import numpy as np
-from scipy.optimize import brentq
 
 # Inputs exceed one by the rounding of the norm that they are divided by.
 TOP = 1.05
-POWERS = np.array([1, 3, 5])
 
 # The quintic with p(1) = 1 and p' = p'' = 0 there.
 NEWTON_SCHULZ = np.array([1.875, -1.25, 0.375])
@@ -36,6 +38,12 @@ def quintic(triple, x):
     a, b, c = triple
     square = x * x
     return x * (a + square * (b + square * c))
+
+
+def powers(x) -> np.ndarray:
+    """`x`, `x^3` and `x^5`, along a new last axis."""
+    square = x * x
+    return np.stack([x, x * square, x * square * square], -1)
 
 
 def apply(table, x):
@@ -83,20 +91,32 @@ def iterate_bounds(
 def minimax(lower: float, upper: float) -> tuple[np.ndarray, float]:
     """The quintic nearest to one on `[lower, upper]`, and its largest deviation."""
     if lower > (1 - 5e-6) * upper:
-        return NEWTON_SCHULZ / upper**POWERS, 0.0
-    inner = np.array([3 * lower + upper, lower + 3 * upper]) / 4
-    solution = np.zeros(4)
-    for _ in range(100):
-        # The error alternates over four points: the ends, and where p' = 0.
-        points = np.array([lower, *inner, upper])[:, None]
-        system = np.hstack([points**POWERS, [[1], [-1], [1], [-1]]])
-        solution = np.linalg.solve(system, np.ones(4))
-        a, b, c, _ = solution
-        root = np.sqrt(9 * b * b - 20 * a * c)
-        before, inner = inner, np.sqrt((-3 * b + np.array([-root, root])) / (10 * c))
-        if np.abs(inner - before).max() < 1e-15:
+        return NEWTON_SCHULZ / powers(upper), 0.0
+    x = [lower, (3 * lower + upper) / 4, (lower + 3 * upper) / 4, upper]
+    triple, deviation = NEWTON_SCHULZ, 0.0
+    # The error alternates over four points: the ends, and where p' = 0. Its size there
+    # grows from one exchange to the next, until rounding ends it.
+    while x[0] < x[1] < x[2] < x[3]:
+        q = [v * v for v in x]
+        # Weights of the third divided difference, which leaves nothing of a quintic.
+        w0 = 1 / (x[0] * (q[0] - q[1]) * (q[0] - q[2]) * (q[0] - q[3]))
+        w1 = 1 / (x[1] * (q[1] - q[0]) * (q[1] - q[2]) * (q[1] - q[3]))
+        w2 = 1 / (x[2] * (q[2] - q[0]) * (q[2] - q[1]) * (q[2] - q[3]))
+        w3 = 1 / (x[3] * (q[3] - q[0]) * (q[3] - q[1]) * (q[3] - q[2]))
+        level = (w0 + w1 + w2 + w3) / (w0 - w1 + w2 - w3)
+        if level <= deviation:
             break
-    return solution[:3], float(solution[3])
+        # p(x) / x is the parabola in x^2 through the last three points.
+        h1, h2, h3 = (1 + level) / x[1], (1 - level) / x[2], (1 + level) / x[3]
+        first, second = (h2 - h1) / (q[2] - q[1]), (h3 - h2) / (q[3] - q[2])
+        c = (second - first) / (q[3] - q[1])
+        b = first - c * (q[1] + q[2])
+        a = h1 - first * q[1] + c * q[1] * q[2]
+        triple, deviation = np.array([a, b, c]), level
+        root = sqrt(max(9 * b * b - 20 * a * c, 0.0))
+        x[1] = sqrt(max((-3 * b - root) / (10 * c), 0.0))
+        x[2] = sqrt(max((-3 * b + root) / (10 * c), 0.0))
+    return triple, deviation
 
 
 def composition(lower: float, steps: int, cushion: float = 0.0) -> np.ndarray:
@@ -113,11 +133,13 @@ def composition(lower: float, steps: int, cushion: float = 0.0) -> np.ndarray:
     return np.array(table)
 
 
-def deflated(table: np.ndarray, first: float = _SAFETY) -> np.ndarray:
+def deflated(
+    table: np.ndarray, first: float = _SAFETY, later: float = _SAFETY
+) -> np.ndarray:
     """`p(s / safety)` at every step, against rounding above the interval's end."""
-    safety = np.full(len(table), _SAFETY)
+    safety = np.full(len(table), later)
     safety[0] = first
-    return table / safety[:, None] ** POWERS
+    return table / powers(safety)
 
 
 def polar_express(steps: int) -> np.ndarray:
@@ -137,9 +159,11 @@ def chebyshev(steps: int) -> np.ndarray:
 def widest(steps: int) -> float:
     """The lower end that `steps` minimax quintics just take to within 5%."""
 
-    def excess(log_lower: float) -> float:
-        lower = float(np.exp(log_lower))
-        return 1 - _DEVIATION - float(apply(composition(lower, steps), lower))
-
-    bracket = -2.0 * steps - 4, float(np.log(0.9))
-    return float(np.exp(np.asarray(brentq(excess, *bracket, xtol=1e-10))))
+    low, high = 1 / (1 << (3 * steps + 6)), 0.9
+    for _ in range(45):
+        lower = sqrt(low * high)
+        if apply(composition(lower, steps), lower) < 1 - _DEVIATION:
+            low = lower
+        else:
+            high = lower
+    return high
