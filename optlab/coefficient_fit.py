@@ -103,7 +103,7 @@ def measured(
     return [(1 / len(arrays), s / _norm(s, normalize)) for s in arrays]
 
 
-def _norm(s: np.ndarray, normalize: str) -> np.floating:
+def _norm(s: np.ndarray, normalize: str) -> np.ndarray:
     square = s * s
     if NORMALIZATIONS[normalize] == 2:
         return np.sqrt(_sum(square))
@@ -240,8 +240,8 @@ def _optimum(start, spectrum, slack: float, per_step: bool) -> np.ndarray | None
             value, gradient, hessian = now
             size = np.abs(np.diag(hessian))
             step = _solve(hessian + np.diag(damping * size + 1e-14), -gradient)
-            trial = None if step is None else _moved(table, step, per_step)
-            then = None if trial is None else merit(trial, barrier)
+            trial = table if step is None else _moved(table, step, per_step)
+            then = None if step is None else merit(trial, barrier)
             if then is None or not then[0] < value:
                 damping = min(damping * 8, 1e8)
                 continue
