@@ -163,7 +163,7 @@ def run(out: pathlib.Path) -> int:
     compiling, memory = compiled(steps, large, min(RUNS.value, 3))
     small = blocks(model, _LAYERS.value)
     functions = {name: step.bound(small) for name, step in steps.items()}
-    products = timing.products()
+    products = timing.products(dtype())
     times = timing.interleaved(functions | products, RUNS.value, best=products)
     rate = timing.roofline(times)
     counts, rows = {}, []
@@ -201,8 +201,9 @@ def run(out: pathlib.Path) -> int:
         f"float32, with {dtype()} in our Newton-Schulz products; `adamw`, `lion`, "
         "`muon` and `sophia` are optax's, and\n`adahessian` and `sophia` are given "
         "their Hessian diagonal. Time, FLOPs and share of the roofline\n"
-        f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in the same turns) are "
-        f"of {_LAYERS.value} layer(s), on a step that makes no\nbasis anew; compiling, "
+        f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in {dtype()}, in the "
+        f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no basis "
+        "anew; compiling, "
         f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
         "of its own."
     )
