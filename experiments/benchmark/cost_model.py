@@ -184,7 +184,7 @@ def step_cost(
 
         return tx, update
 
-    tx, update = build(None)
+    tx, update = build(_Share(1))
     state = jax.eval_shape(tx.init, params)
     count = functools.partial(count_flops, while_trips=1, cheapest_branch=usual)
     whole = count(update, params, state, params)
