@@ -28,7 +28,8 @@ def map_matrices(
 ) -> tuple[Any, ...]:
     """Applies `f` to every matrix of some trees, in as few large stacks as it can.
 
-    Leaves of one shape share a bucket, in which `f` runs once.
+    Leaves of one shape share a bucket, in which `f` runs once; without `distribute` a
+    leaf that is a large stack itself has its own.
 
     Args:
       f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common

@@ -306,7 +306,7 @@ def _step(table, k: int, values, per_step: bool):
     ddx[:, :, own] += mixed.transpose(0, 2, 1)
     dx = slope[:, None] * dx
     dx[:, own] += powers(x)[:, first:]
-    return x * (a + q * (b + q * c)), dx, ddx
+    return quintic(table[k], x), dx, ddx
 
 
 def _iterates(table, x: np.ndarray, per_step: bool):

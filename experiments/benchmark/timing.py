@@ -52,9 +52,11 @@ def products(dtype: str = "float32") -> dict[str, Callable[[], jax.Array]]:
 
 def roofline(times: Mapping[str, float]) -> float:
     """FLOPs a second of the fastest of `products()`."""
-    named = [name.split() for name in times]
-    sides = [int(words[1]) for words in named if words[0] == "product"]
-    return max(2 * n**3 / times[f"product {n}"] for n in sides)
+    return max(
+        2 * int(name.removeprefix("product ")) ** 3 / seconds
+        for name, seconds in times.items()
+        if name.startswith("product ")
+    )
 
 
 def machine() -> str:

@@ -32,9 +32,13 @@ def check(abstract: TrainState) -> None:
 def _memory() -> int:
     """Bytes of a device; those of one machine's CPU devices are shared."""
     devices = jax.local_devices()
-    stats = devices[0].memory_stats() or {}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stats.get("bytes_limit", machine // len(devices))
+    return _stats().get("bytes_limit", machine // len(devices))
+
+
+def _stats() -> dict[str, int]:
+    """What the device says of its memory; a CPU says nothing."""
+    return jax.local_devices()[0].memory_stats() or {}
 
 
 def report(abstract: TrainState, compiled) -> str:
@@ -55,7 +59,7 @@ def report(abstract: TrainState, compiled) -> str:
         f"memory: {whole}; a step needs {_size(planned(plan))} a device, "
         f"{_size(plan.temp_size_in_bytes)} of it temporary"
     )
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = _stats()
     if "bytes_limit" in stats:
         line += f", of {_size(stats['bytes_limit'])}"
     return line
@@ -63,8 +67,7 @@ def report(abstract: TrainState, compiled) -> str:
 
 def peak(compiled) -> int:
     """The device's own peak, or what the compiled step holds where it keeps none."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use", planned(compiled.memory_analysis()))
+    return _stats().get("peak_bytes_in_use", planned(compiled.memory_analysis()))
 
 
 def planned(plan) -> int:
