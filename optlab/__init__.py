@@ -1,19 +1,22 @@
 """optlab: the JAX home of the optimizers that come after Adam."""
 
+from optlab import diagnostics as diagnostics
 from optlab import registry as registry
-from optlab.coefficients import fit_coefficients as fit_coefficients
+from optlab import sharding as sharding
 from optlab.compose import by_role as by_role
 from optlab.compose import current_learning_rate as current_learning_rate
-from optlab.curvature import hvp as hvp
-from optlab.curvature import is_hessian_step as is_hessian_step
-from optlab.curvature import rademacher_like as rademacher_like
-from optlab.curvature import value_grad_and_hessian_diag as value_grad_and_hessian_diag
-from optlab.curvature import (
+from optlab.describe import describe as describe
+from optlab.gradients.curvature import hvp as hvp
+from optlab.gradients.curvature import is_hessian_step as is_hessian_step
+from optlab.gradients.curvature import rademacher_like as rademacher_like
+from optlab.gradients.curvature import (
+    value_grad_and_hessian_diag as value_grad_and_hessian_diag,
+)
+from optlab.gradients.curvature import (
     value_grad_and_periodic_hessian_diag as value_grad_and_periodic_hessian_diag,
 )
-from optlab.describe import describe as describe
-from optlab.lmo import scale_by_lmo as scale_by_lmo
-from optlab.noise import noise_adaptive as noise_adaptive
+from optlab.matrices.coefficients.presets import fit_coefficients as fit_coefficients
+from optlab.matrices.orthogonalize import orthogonalize as orthogonalize
 from optlab.optimizers.adahessian import adahessian as adahessian
 from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers.cosmos import cosmos as cosmos
@@ -22,6 +25,7 @@ from optlab.optimizers.lanton import lanton as lanton
 from optlab.optimizers.lanton import scale_by_lanton as scale_by_lanton
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
+from optlab.optimizers.lmo import scale_by_lmo as scale_by_lmo
 from optlab.optimizers.root import root as root
 from optlab.optimizers.root import scale_by_root as scale_by_root
 from optlab.optimizers.scion import scale_by_scion as scale_by_scion
@@ -32,8 +36,6 @@ from optlab.optimizers.spam import scale_by_spam as scale_by_spam
 from optlab.optimizers.spam import spam as spam
 from optlab.optimizers.stable_spam import scale_by_stable_spam as scale_by_stable_spam
 from optlab.optimizers.stable_spam import stable_spam as stable_spam
-from optlab.orthogonalize import orthogonalize as orthogonalize
-from optlab.outliers import clip_outliers as clip_outliers
 from optlab.registry import register as register
 from optlab.roles import EMBEDDING as EMBEDDING
 from optlab.roles import VECTOR as VECTOR
@@ -42,5 +44,7 @@ from optlab.roles import default_roles as default_roles
 from optlab.schedules import linear_decay_schedule as linear_decay_schedule
 from optlab.schedules import refined_schedule as refined_schedule
 from optlab.schedules import uba_schedule as uba_schedule
-from optlab.spikes import clip_spikes as clip_spikes
-from optlab.spikes import reset_every as reset_every
+from optlab.wrappers.noise import noise_adaptive as noise_adaptive
+from optlab.wrappers.outliers import clip_outliers as clip_outliers
+from optlab.wrappers.spikes import clip_spikes as clip_spikes
+from optlab.wrappers.spikes import reset_every as reset_every

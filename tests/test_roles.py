@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optlab
-from optlab.buckets import map_matrices
+from optlab.matrices.buckets import map_matrices
 from optlab.roles import (
     EMBEDDING,
     VECTOR,

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh
 import optlab
 from experiments.flops import count_flops
 from optlab import sharding
-from optlab.distribution import OverMesh, matrix_axis
+from optlab.sharding.distribution import OverMesh, matrix_axis
 
 
 class Cost(NamedTuple):

@@ -11,9 +11,9 @@ from optax.contrib import _muon
 
 from experiments.benchmark import table, timing
 from experiments.flops import count_flops
-from optlab import linalg
-from optlab.coefficients import MUON, fit_coefficients, mixture_error
-from optlab.orthogonalize import orthogonalize
+from optlab.matrices import linalg
+from optlab.matrices.coefficients.presets import MUON, fit_coefficients, mixture_error
+from optlab.matrices.orthogonalize import orthogonalize
 
 FLAGS = flags.FlagValues()
 _WIDTH = flags.DEFINE_integer("width", 768, "of the square matrices", flag_values=FLAGS)

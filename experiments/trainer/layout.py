@@ -12,6 +12,7 @@ from experiments.data.order import Process
 from experiments.trainer.state import TrainState
 from optlab import sharding
 from optlab.roles import Distribute
+from optlab.sharding.distribution import mesh_size
 
 
 class Layout:
@@ -79,7 +80,7 @@ class Layout:
         self.distribute: Distribute | None = None
         if self.axis and count > 1:
             self.distribute = sharding.over_axis(self.axis)
-        elif sharding.mesh_size(self.mesh, within) > 1:
+        elif mesh_size(self.mesh, within) > 1:
             self.distribute = sharding.over_mesh(self.mesh, within)
         if self.axis:
             self._rules = ((".*", PartitionSpec()),)

@@ -10,7 +10,7 @@ import optax
 import optlab
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
-from optlab.diagnostics import layer_diagnostics
+from optlab.inside.diagnostics import layer_diagnostics
 
 # The extra arguments of `update` that a step knows how to supply.
 SUPPLIES = ("hessian_diag", "other_grads")

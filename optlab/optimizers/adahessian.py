@@ -50,7 +50,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.curvature import is_hessian_step
+from optlab.gradients.curvature import is_hessian_step
 from optlab.roles import _ATTENTION_OUT, EMBEDDING, Matrix, Rule, as_rule, path_name
 
 

@@ -39,7 +39,6 @@ import optax
 from jax import lax
 
 from optlab import checks
-from optlab.buckets import map_matrices
 from optlab.compose import (
     bias_correction,
     cast_like,
@@ -48,14 +47,15 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.linalg import (
+from optlab.matrices.buckets import map_matrices
+from optlab.matrices.linalg import (
     cap_norm,
     frobenius_norm,
     leading_left_singular_vectors,
     matmul,
     subspace_step,
 )
-from optlab.orthogonalize import orthogonalize
+from optlab.matrices.orthogonalize import orthogonalize
 from optlab.roles import Distribute, as_rule, tree_views
 
 

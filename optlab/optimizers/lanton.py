@@ -7,9 +7,9 @@ For every layer, with the norm of its group, at step `t = 1, 2, ...`::
     alpha_t = alpha / sqrt(alpha^2 + H_t)
     W <- W (1 - lr wd) - lr (alpha_t / max over the group of alpha_t)^p O_t
 
-The groups, their LMOs and norms stand in :mod:`optlab.norms`: spectral for hidden
-matrices, signs for embeddings and heads, unit RMS for vectors. A layer is one slice of
-a stack.
+The groups, their LMOs and norms stand in :mod:`optlab.matrices.norms`: spectral for
+hidden matrices, signs for embeddings and heads, unit RMS for vectors. A layer is
+one slice of a stack.
 
 The authors released no code; this is written from the paper. What it leaves open is
 an argument or a choice: the exponent `p` is 1/2, the ratio is computed as `((alpha^2 +
@@ -26,10 +26,10 @@ import jax
 import optax
 
 from optlab.compose import descend
-from optlab.lmo import scale_by_lmo
-from optlab.noise import noise_adaptive
-from optlab.norms import DualNorm
+from optlab.matrices.norms import DualNorm
+from optlab.optimizers.lmo import scale_by_lmo
 from optlab.roles import Distribute, Matrix, as_rule, tree_roles
+from optlab.wrappers.noise import noise_adaptive
 
 
 def scale_by_lanton(

@@ -37,13 +37,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import checks, linalg
-from optlab.buckets import map_matrices
-from optlab.coefficients import fit_coefficients
+from optlab import checks
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
-from optlab.orthogonalize import Coefficients, orthogonalize
-from optlab.outliers import check_quantile, clip_to_quantile
+from optlab.matrices import linalg
+from optlab.matrices.buckets import map_matrices
+from optlab.matrices.coefficients.presets import fit_coefficients
+from optlab.matrices.orthogonalize import Coefficients, orthogonalize
 from optlab.roles import Distribute, as_rule, tree_views
+from optlab.wrappers.outliers import check_quantile, clip_to_quantile
 
 # The RMS of an update is about this, whatever the shape (Moonlight's choice).
 _RMS = 0.2

@@ -1,6 +1,6 @@
 """Scion: steps to the vertices of norm balls, by the role of each leaf.
 
-With the LMOs of :mod:`optlab.norms` and a radius `rho` for each group::
+With the LMOs of :mod:`optlab.matrices.norms` and a radius `rho` for each group::
 
     B_t = b1 B_{t-1} + (1-b1) G_t
     W <- (1 - lr) W - lr rho LMO(B_t)          constrained: |W| <= rho stays true
@@ -31,7 +31,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend
-from optlab.lmo import scale_by_lmo
+from optlab.optimizers.lmo import scale_by_lmo
 from optlab.roles import EMBEDDING, Distribute, Matrix, as_rule, tree_roles
 
 

@@ -36,7 +36,6 @@ import optax
 from jax import lax
 
 from optlab import checks
-from optlab.buckets import map_matrices
 from optlab.compose import (
     bias_correction,
     cast_like,
@@ -45,7 +44,8 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
+from optlab.matrices.buckets import map_matrices
+from optlab.matrices.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
 from optlab.roles import Distribute, View, as_rule, tree_views
 
 

@@ -52,7 +52,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.roles import Matrix, View, as_rule
-from optlab.spikes import (
+from optlab.wrappers.spikes import (
     check_clipping,
     clip_to_moment,
     restart_warmup,

@@ -42,9 +42,9 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.linalg import frobenius_norm
+from optlab.matrices.linalg import frobenius_norm
 from optlab.roles import EMBEDDING, Matrix, Rule, as_rule
-from optlab.spikes import window_position
+from optlab.wrappers.spikes import window_position
 
 
 class ScaleByStableSpamState(NamedTuple):

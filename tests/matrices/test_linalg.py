@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optlab import linalg
+from optlab.matrices import linalg
 
 
 def gaussian(*shape, seed=0):
@@ -170,7 +170,7 @@ def test_the_estimated_nuclear_norm_of_small_and_of_empty_matrices():
 
 MANY_STACKS = """
 import jax
-from optlab import linalg
+from optlab.matrices import linalg
 
 x = jax.random.normal(jax.random.key(0), (24, 8, 64, 64))
 

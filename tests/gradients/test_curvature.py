@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.flops import count_flops
-from optlab import curvature
+from optlab.gradients import curvature
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "adahessian_a.npz"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "adahessian_a.npz"
 MAX_RATIO = 3.05  # of the FLOPs of value_and_grad
 
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import optlab
-from optlab import linalg, sharding
+from optlab import sharding
+from optlab.matrices import linalg
 from tests.golden import follow, load
 
 

@@ -13,8 +13,8 @@ import sys, types
 package = types.ModuleType("optlab")
 package.__path__ = [sys.argv[1]]
 sys.modules["optlab"] = package
-from optlab.coefficients import fit_coefficients, resolve_coefficients
-from optlab.coefficient_fit import mixture
+from optlab.matrices.coefficients.presets import fit_coefficients, resolve_coefficients
+from optlab.matrices.coefficients.fit import mixture
 
 for shape, steps, per_step, normalize in [
     ((37, 91), 5, True, "frobenius"),
@@ -45,7 +45,7 @@ def test_blas_kernels_threads_and_cpu_features_change_no_bit():
     known = np._core._multiarray_umath
     optional = [f for f in known.__cpu_dispatch__ if known.__cpu_features__[f]]
     environments += [{"NPY_DISABLE_CPU_FEATURES": " ".join(optional)}]
-    library = str(Path(__file__).parents[1] / "optlab")
+    library = str(Path(__file__).parents[2] / "optlab")
     children = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, library],

@@ -11,7 +11,13 @@ from jax import lax
 
 from optlab import checks
 from optlab.compose import state_dtype, to_state_dtype, zero_state
-from optlab.norms import DualNorm, Layers, check_dual_norm, dual_norms, tree_layers
+from optlab.matrices.norms import (
+    DualNorm,
+    Layers,
+    check_dual_norm,
+    dual_norms,
+    tree_layers,
+)
 from optlab.roles import Distribute, as_rule
 
 

@@ -18,16 +18,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import checks
-from optlab.describe import owning_parameter, state_leaves
-from optlab.distribution import (  # noqa: F401, the last two are public here
+from optlab.roles import path_name
+from optlab.sharding.distribution import (
     OverAxis,
     OverMesh,
     matrix_axis,
     mesh_size,
-    over_axis,
-    over_mesh,
 )
-from optlab.roles import path_name
+from optlab.state import owning_parameter, state_leaves
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
 Rules = Sequence[tuple[str, Any]]

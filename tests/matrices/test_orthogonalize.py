@@ -8,7 +8,7 @@ from optax.contrib import _muon
 
 import optlab
 from experiments.flops import count_flops
-from optlab.coefficients import (
+from optlab.matrices.coefficients.presets import (
     MUON,
     fit_coefficients,
     mixture_error,

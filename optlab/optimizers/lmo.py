@@ -8,7 +8,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import cast_like, to_state_dtype, zero_state
-from optlab.norms import steepest_ascent, tree_layers
+from optlab.matrices.norms import steepest_ascent, tree_layers
 from optlab.roles import Distribute, as_rule
 
 

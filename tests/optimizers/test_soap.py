@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optlab
-from optlab.linalg import eigenbasis, refresh_eigenbasis
+from optlab.matrices.linalg import eigenbasis, refresh_eigenbasis
 from tests.golden import follow, load
 
 

@@ -29,9 +29,9 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from optlab import checks
-from optlab.coefficient_fit import NORMALIZATIONS
-from optlab.coefficients import MUON, resolve_coefficients
-from optlab.linalg import frobenius_norm
+from optlab.matrices.coefficients.fit import NORMALIZATIONS
+from optlab.matrices.coefficients.presets import MUON, resolve_coefficients
+from optlab.matrices.linalg import frobenius_norm
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optlab
-from optlab.diagnostics import layer_diagnostics
+from optlab.inside.diagnostics import layer_diagnostics
 
 ROLES = optlab.default_roles(stacked=("layers",))
 SHAPES = {

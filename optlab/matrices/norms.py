@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from optlab import checks
-from optlab.buckets import map_matrices
-from optlab.linalg import frobenius_norm, nuclear_norm_estimate
-from optlab.orthogonalize import orthogonalize
+from optlab.matrices.buckets import map_matrices
+from optlab.matrices.linalg import frobenius_norm, nuclear_norm_estimate
+from optlab.matrices.orthogonalize import orthogonalize
 from optlab.roles import (
     EMBEDDING,
     Distribute,

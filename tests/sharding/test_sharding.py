@@ -197,7 +197,7 @@ def test_two_processes_equal_one(tmp_path, x64):
                 *(address, str(rank), str(file), *map(",".join, GROUPS)),
             ],
             env=environment,
-            cwd=pathlib.Path(__file__).parent.parent,
+            cwd=pathlib.Path(__file__).parents[2],
             stderr=subprocess.PIPE,
             text=True,
         )

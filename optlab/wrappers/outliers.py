@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab import linalg
-from optlab.buckets import map_matrices
 from optlab.compose import cast_like, to_state_dtype
+from optlab.matrices import linalg
+from optlab.matrices.buckets import map_matrices
 from optlab.roles import Distribute, Matrix, as_rule, tree_views
 
 

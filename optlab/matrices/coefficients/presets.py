@@ -24,9 +24,9 @@ where neither of the two spectra has a value: `p_K >= 0.5` on [0.1, 1.05], and
 nearer to zero than that leaves its sign to bfloat16's rounding, as "chebyshev", which
 is for float32, does.
 
-Fits of common shapes stand in `coefficients.json`, so that every machine compiles the
-same program. To make the file anew:
-`python -c "from optlab.coefficients import write_table; write_table()"`.
+Fits of common shapes stand in `table.json`, so that every machine compiles the
+same program. To make the file again:
+`python -c "from optlab.matrices.coefficients import presets; presets.write_table()"`.
 
 References:
   Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
@@ -46,15 +46,15 @@ from pathlib import Path
 import numpy as np
 
 from optlab.checks import one_of, positive_int
-from optlab.coefficient_fit import NORMALIZATIONS, fit, measured, mixture
-from optlab.quintics import apply, chebyshev, polar_express
+from optlab.matrices.coefficients.fit import NORMALIZATIONS, fit, measured, mixture
+from optlab.matrices.coefficients.quintics import apply, chebyshev, polar_express
 
 Triple = tuple[float, float, float]
 
 MUON: Triple = (3.4445, -4.7750, 2.0315)
 PRESETS = ("muon", "polar_express", "chebyshev")
 
-_TABLE = Path(__file__).with_name("coefficients.json")
+_TABLE = Path(__file__).with_name("table.json")
 # Steps, whether each has its triple, and the norm.
 _TABULATED = (
     (5, False, "frobenius"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from optlab import coefficients as C
-from optlab.coefficient_fit import fit, mixture
-from optlab.quintics import apply, iterate_bounds, minimax
+from optlab.matrices.coefficients import presets as C
+from optlab.matrices.coefficients.fit import fit, mixture
+from optlab.matrices.coefficients.quintics import apply, iterate_bounds, minimax
 
 LLAMA_130M = [(768, 768), (768, 2048), (2048, 768)]
 RESNET_20 = [(27, 16), (144, 16), (144, 32), (288, 32), (288, 64), (576, 64)]

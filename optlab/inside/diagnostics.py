@@ -1,0 +1,209 @@
+"""What each layer of a training step looks like: ratios, norms, spikes, noise.
+
+One number a layer, and a layer of a stacked leaf is one of its slices. Made to be
+compiled apart from the training step and run now and then.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab.compose import to_state_dtype
+from optlab.matrices import linalg
+from optlab.matrices.norms import Layers, tree_layers
+from optlab.optimizers.root import ScaleByRootState
+from optlab.optimizers.spam import ScaleBySpamState, spike_shares
+from optlab.roles import as_rule, path_name
+from optlab.state import owning_parameter, state_leaves
+from optlab.wrappers.noise import NoiseAdaptiveState, layer_ratios
+
+# Fields of a state that hold a momentum.
+_MOMENTA = ("mu", "trace", "momentum")
+# The estimate of a spectral norm comes from below; 16 steps leave a few percent where
+# the largest singular values lie close together.
+_POWER_STEPS = 16
+
+Values = dict[str, dict[str, jax.Array]]
+
+
+def layer_diagnostics(
+    grads: optax.Updates,
+    updates: optax.Updates,
+    params: optax.Params,
+    before: optax.OptState,
+    after: optax.OptState,
+    *,
+    roles: Any = None,
+    arguments: Mapping[str, Any] | None = None,
+    extra: Mapping[str, optax.Updates] | None = None,
+) -> Values:
+    """The numbers of one update, by name and by parameter.
+
+    Every optimizer has `layer_grad_norm`, `layer_update_ratio` (root mean square of the
+    update over that of the weights), and for hidden matrices
+    `layer_orthogonality_error`, `|U U^T m / |U|^2 - I| / sqrt(m)` of the update `U`
+    with `m` rows, 0 where all its singular values are one, and
+    `layer_momentum_norm`, the spectral norm of the momentum where there is one.
+
+    What a state holds for each layer, such as the noise of LANTON, comes by its field:
+    `layer_noise`. LANTON has `layer_rate` besides, the share of its rate that a layer
+    gets; SPAM `layer_spikes`, the share of the entries that were clipped; ROOT
+    `layer_clipped`, the share of the momentum's energy above its threshold; and with
+    `hessian_diag` in `extra` there is `layer_hessian_trace`.
+
+    Args:
+      grads: what the optimizer got.
+      updates: what it gave; without weight decay, or that is in it too.
+      params: before the update.
+      before: the optimizer's state before the update.
+      after: and after.
+      roles: the optimizer's.
+      arguments: the keyword arguments that the optimizer was made with; those not
+        given are at their defaults.
+      extra: the extra arguments of the update.
+
+    Returns:
+      `{name: {path of the parameter: array of the stack's shape}}`.
+    """
+    rule = as_rule(roles)
+    layers = dict(_with_names(params, tree_layers(params, rule, 1.0)))
+    gradients = dict(_with_names(grads, jax.tree.leaves(to_state_dtype(grads))))
+    steps = dict(_with_names(updates, jax.tree.leaves(to_state_dtype(updates))))
+    weights = dict(_with_names(params, jax.tree.leaves(to_state_dtype(params))))
+    ratios = {}
+    for name, layer in layers.items():
+        size = jnp.maximum(_norm(weights[name], layer), 1e-30)
+        ratios[name] = _norm(steps[name], layer) / size
+    values: Values = {
+        "layer_grad_norm": {n: _norm(gradients[n], layers[n]) for n in layers},
+        "layer_update_ratio": ratios,
+        "layer_orthogonality_error": {
+            n: _orthogonality_error(steps[n], layer)
+            for n, layer in layers.items()
+            if layer.view is not None
+        },
+    }
+    for name, parameter, leaf in _owned(after, params):
+        layer = layers[parameter]
+        if name in _MOMENTA and leaf.shape == weights[parameter].shape:
+            if layer.view is not None:
+                norms = values.setdefault("layer_momentum_norm", {})
+                norms[parameter] = _spectral_norm(leaf, layer)
+        elif leaf.shape == layer.stack:
+            values.setdefault(f"layer_{name}", {})[parameter] = leaf
+    if extra and "hessian_diag" in extra:
+        diagonal = extra["hessian_diag"]
+        values["layer_hessian_trace"] = {
+            name: jnp.sum(leaf, layers[name].axes)
+            for name, leaf in _with_names(diagonal, jax.tree.leaves(diagonal))
+        }
+    given = dict(arguments or {})
+    for kind, (name, function) in _SPECIAL.items():
+        nodes = zip(_nodes(before, kind), _nodes(after, kind), strict=True)
+        for old, new in nodes:
+            found = function(gradients, old, new, rule, given)
+            values.setdefault(name, {}).update(found)
+    return values
+
+
+def _with_names(tree: Any, leaves: list[Any]) -> Iterator[tuple[str, Any]]:
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return zip(paths, leaves, strict=True)
+
+
+def _owned(state: Any, params: Any) -> Iterator[tuple[str, str, jax.Array]]:
+    """The state's arrays that belong to a parameter: field, parameter, array."""
+    paths = {tuple(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    for leaf in state_leaves(state):
+        owner = owning_parameter(leaf.path, paths)
+        if owner is not None and len(leaf.path) > len(owner):
+            field = path_name(leaf.path[: -len(owner)]).rpartition("/")[2]
+            yield field, path_name(owner), leaf.value
+
+
+def _nodes(state: Any, kind: type) -> list[Any]:
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
+    return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def _norm(x: jax.Array, layer: Layers) -> jax.Array:
+    return linalg.frobenius_norm(x, axis=layer.axes)
+
+
+def _matrices(x: jax.Array, layer: Layers) -> jax.Array:
+    """`(S, m, n)` with `m <= n`."""
+    assert layer.view is not None
+    matrices = layer.view.matrices(x)
+    return matrices.mT if layer.view.m > layer.view.n else matrices
+
+
+def _orthogonality_error(update: jax.Array, layer: Layers) -> jax.Array:
+    u = _matrices(update, layer)
+    rows = u.shape[-2]
+    norm = linalg.frobenius_norm(u, axis=(-2, -1), keepdims=True)
+    u = u * (math.sqrt(rows) / jnp.maximum(norm, 1e-30))
+    error = linalg.matmul(u, u.mT) - jnp.eye(rows, dtype=u.dtype)[None]
+    size = linalg.frobenius_norm(error, axis=(-2, -1)) / math.sqrt(rows)
+    return size.reshape(layer.stack)
+
+
+def _spectral_norm(x: jax.Array, layer: Layers) -> jax.Array:
+    matrices = _matrices(x, layer)
+    start = jax.random.normal(jax.random.key(0), (matrices.shape[-1], 1))
+    v = jnp.broadcast_to(start, (len(matrices), *start.shape)).astype(matrices.dtype)
+
+    def step(_, v):
+        v = v / jnp.maximum(linalg.frobenius_norm(v, (-2, -1), True), 1e-30)
+        return linalg.matmul(matrices.mT, linalg.matmul(matrices, v))
+
+    v = jax.lax.fori_loop(0, _POWER_STEPS, step, v)
+    return jnp.sqrt(linalg.frobenius_norm(v, (-2, -1))).reshape(layer.stack)
+
+
+def _layer_rates(gradients, old, new, rule, given) -> dict[str, jax.Array]:
+    del gradients, old
+    noise = jax.tree.leaves(new.noise)
+    like = new.inner.mu if hasattr(new.inner, "mu") else None
+    if like is None:
+        return {}
+    layers = tree_layers(like, rule, given.get("embedding_scale", 1.0))
+    alpha, exponent = given.get("alpha", 1.0), given.get("exponent", 0.5)
+    ratios = layer_ratios(noise, layers, alpha, exponent)
+    return dict(_with_names(like, ratios))
+
+
+def _spikes(gradients, old, new, rule, given) -> dict[str, jax.Array]:
+    del new
+    paths, treedef = jax.tree_util.tree_flatten_with_path(old.mu)
+    updates = treedef.unflatten([gradients[path_name(path)] for path, _ in paths])
+    names = ("spike_threshold", "reset_interval", "clip_start_step")
+    own = {name: given[name] for name in names if name in given}
+    shares = spike_shares(updates, old, roles=rule, **own)
+    return dict(_with_names(shares, jax.tree.leaves(shares)))
+
+
+def _clipped(gradients, old, new, rule, given) -> dict[str, jax.Array]:
+    del gradients, old
+    layers = dict(_with_names(new.mu, tree_layers(new.mu, rule, 1.0)))
+
+    def share(x, layer):
+        x = jnp.abs(_matrices(to_state_dtype(x), layer))
+        x = x / jnp.maximum(jnp.max(x, (-2, -1), keepdims=True), 1e-30)
+        bound = linalg.quantile(x, given.get("quantile", 0.9))
+        over = jnp.sum(jnp.square(x) - jnp.square(jnp.minimum(x, bound)), (-2, -1))
+        total = jnp.maximum(jnp.sum(jnp.square(x), (-2, -1)), 1e-30)
+        return (over / total).reshape(layer.stack)
+
+    leaves = jax.tree.leaves(new.mu)
+    return {n: share(x, layers[n]) for n, x in _with_names(new.mu, leaves)}
+
+
+_SPECIAL: dict[type, tuple[str, Callable[..., dict[str, jax.Array]]]] = {
+    NoiseAdaptiveState: ("layer_rate", _layer_rates),
+    ScaleBySpamState: ("layer_spikes", _spikes),
+    ScaleByRootState: ("layer_clipped", _clipped),
+}

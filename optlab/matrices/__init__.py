@@ -1,0 +1,1 @@
+"""Matrix maths: arrays in, arrays out, stacks in front."""

@@ -1,0 +1,1 @@
+"""Coefficients of Newton-Schulz: presets, tables and fits by shape."""

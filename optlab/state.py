@@ -1,0 +1,60 @@
+"""A walk over an optimizer's state: which array is whose, and who keeps it."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+
+class StateLeaf(NamedTuple):
+    """An array of an optimizer's state.
+
+    Attributes:
+      path: its key path.
+      transform: the name of the transform that keeps it, such as "cosmos".
+      is_factor: whether its field stands in its state's `FACTORS`: it has the stack
+        axes of its parameter and then axes of its own, and lives where the matrix is
+        worked on, whatever shape it has.
+      value: the array or its `jax.ShapeDtypeStruct`.
+    """
+
+    path: tuple[Any, ...]
+    transform: str
+    is_factor: bool
+    value: Any
+
+
+def state_leaves(state: Any) -> list[StateLeaf]:
+    """The arrays of a state, in the order of `jax.tree.leaves`."""
+    return list(_walk(state, (), "", False))
+
+
+def _walk(
+    node: Any, path: tuple[Any, ...], transform: str, is_factor: bool
+) -> Iterator[StateLeaf]:
+    if hasattr(node, "_fields"):
+        name = type(node).__name__
+        if name.endswith("State"):
+            name = name.removesuffix("State").removeprefix("ScaleBy").lower()
+            transform = name or transform
+        # One level of a NamedTuple: jax's own flattening gives all keys one name.
+        factors = getattr(type(node), "FACTORS", ())
+        for field, child in zip(node._fields, node, strict=True):
+            key = jax.tree_util.GetAttrKey(field)
+            inside = is_factor or field in factors
+            yield from _walk(child, (*path, key), transform, inside)
+        return
+    children = jax.tree_util.default_registry.flatten_one_level_with_keys(node)
+    if children is None:
+        yield StateLeaf(path, transform, is_factor, node)
+        return
+    for key, child in children[0]:
+        yield from _walk(child, (*path, key), transform, is_factor)
+
+
+def owning_parameter(path: Any, parameters: Any) -> Any:
+    """The parameter whose path ends the path of a state leaf; the longest, or None."""
+    for start in range(len(path)):
+        if tuple(path[start:]) in parameters:
+            return tuple(path[start:])
+    return None
