@@ -39,6 +39,7 @@ from optlab.optimizers.stable_spam import stable_spam as stable_spam
 from optlab.registry import register as register
 from optlab.roles import EMBEDDING as EMBEDDING
 from optlab.roles import VECTOR as VECTOR
+from optlab.roles import Embedding as Embedding
 from optlab.roles import Matrix as Matrix
 from optlab.roles import default_roles as default_roles
 from optlab.schedules import linear_decay_schedule as linear_decay_schedule

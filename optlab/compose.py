@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab import checks
-from optlab.roles import Matrix, as_rule, path_name, tree_roles
+from optlab.roles import as_rule, leaf_name, tree_groups
 
 
 def state_dtype(x: Any, dtype: Any = None) -> Any:
@@ -84,9 +84,8 @@ def by_role(
 
     def labels(params):
         return jax.tree.map(
-            lambda role: "matrix" if isinstance(role, Matrix) else "adam",
-            tree_roles(params, rule),
-            is_leaf=lambda x: isinstance(x, Matrix),
+            lambda name: "matrix" if name == "matrix" else "adam",
+            tree_groups(params, rule),
         )
 
     return optax.partition(
@@ -124,7 +123,7 @@ def _callable_mask(mask: Any) -> Any:
         for prefix, value in entries:
             if tuple(path[: len(prefix)]) == tuple(prefix):
                 return value
-        raise ValueError(f"weight_decay_mask says nothing about {path_name(path)!r}")
+        raise ValueError(f"weight_decay_mask says nothing about {leaf_name(path)!r}")
 
     return lambda params: jax.tree_util.tree_map_with_path(of, params)
 

@@ -1,13 +1,14 @@
 """The table of what happens to which leaf: role, transform, decay, state bytes."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import optax
 
-from optlab.roles import Matrix, Rule, View, path_name
-from optlab.state import owning_parameter, state_leaves
+from optlab.roles import Matrix, Rule, View, as_rule, doubts, group, leaf_name, recorded
+from optlab.state import StateLeaf, owning_parameter, state_leaves
 
 
 class Row(NamedTuple):
@@ -31,9 +32,19 @@ class Row(NamedTuple):
 
 
 class Description(tuple[Row, ...]):
-    """Rows that print as a table."""
+    """Rows that print as a table.
 
-    __slots__ = ()
+    Attributes:
+      doubts: what the names and shapes leave open, by path or by pattern.
+    """
+
+    doubts: Mapping[str, str]
+
+    def __new__(cls, rows: Iterable[Row], doubts: Mapping[str, str] | None = None):
+        """The rows, and what is doubtful in some of them."""
+        made = super().__new__(cls, rows)
+        made.doubts = dict(doubts or {})
+        return made
 
     def __str__(self) -> str:
         cells = [("path", "shape", "role", "optimizer", "decay", "state bytes")]
@@ -50,59 +61,102 @@ class Description(tuple[Row, ...]):
             *left, last = zip(line, widths, strict=True)
             text = [cell.ljust(width) for cell, width in left]
             lines.append("  ".join([*text, last[0].rjust(last[1])]))
+        if self.doubts:
+            notes = ["note", *(self.doubts.get(row.path, "") for row in self), ""]
+            lines = [f"{x}  {y}".rstrip() for x, y in zip(lines, notes, strict=True)]
         lines.insert(1, "-" * len(lines[0]))
+        paths = {row.path for row in self}
+        lines += [f"{k}: {v}" for k, v in self.doubts.items() if k not in paths]
         return "\n".join(lines)
 
 
 def describe(
     params: Any,
-    rule: Rule,
-    tx: optax.GradientTransformation | None = None,
+    tx: optax.GradientTransformation | Rule | None = None,
+    rule: Rule | optax.GradientTransformation | None = None,
     *,
     decay_mask: Any = None,
 ) -> Description:
-    """Says for every leaf what its role is and, given `tx`, what it is kept for it.
+    """Says for every leaf what its role is and, given `tx`, what is kept for it.
+
+    Example:
+      >>> import jax.numpy as jnp, optlab
+      >>> params = {"kernel": jnp.zeros((6, 4)), "bias": jnp.zeros(4)}
+      >>> print(optlab.describe(params, optlab.cosmos(2e-3, rank=2))[1].role)
+      matrix 6x4
 
     Args:
       params: tree of arrays or of `jax.ShapeDtypeStruct`.
-      rule: what decides the roles, such as `optlab.default_roles()`.
-      tx: the optimizer; without it the last three columns are empty.
+      tx: the optimizer; without it the last three columns are empty. The roles are
+        those that it works with, so the table cannot say another thing.
+      rule: decides the roles of leaves that `tx` does not ask about, such as
+        `optlab.default_roles()`. It may stand before `tx`.
       decay_mask: function of the parameters to a tree of booleans. None: all decay.
 
     Returns:
       One row a leaf; `str()` of it is the table.
+
+    Raises:
+      ValueError: `tx` works with other roles than `rule` says.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    if isinstance(rule, optax.GradientTransformation) or (
+        tx is not None and not isinstance(tx, optax.GradientTransformation)
+    ):
+        tx, rule = rule, tx
+    transform = cast(optax.GradientTransformation | None, tx)
+    with recorded() as asked:
+        state = [] if transform is None else _state(transform, params)
+    default = as_rule(rule)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    roles = {}
+    for path, leaf in leaves:
+        name = leaf_name(path)
+        works = asked.roles.get(name)
+        roles[name] = default(path, leaf) if rule or works is None else works
+        if works not in (None, roles[name]):
+            raise ValueError(
+                f"rule: says {roles[name]} of {name!r}, and the optimizer works with "
+                f"{works}; leave the rule out"
+            )
     decays = (
         [tx is not None] * len(leaves)
         if decay_mask is None
         else jax.tree.leaves(decay_mask(params))
     )
-    state = [] if tx is None else state_leaves(jax.eval_shape(tx.init, params))
     owners: dict[tuple[Any, ...], list[str]] = {tuple(p): [] for p, _ in leaves}
     sizes = dict.fromkeys(owners, 0)
-    for path, transform, _, leaf in state:
+    for path, transform_name, _, leaf in state:
         parameter = owning_parameter(path, owners)
         if parameter is not None:
             sizes[parameter] += math.prod(leaf.shape) * leaf.dtype.itemsize
-            if transform not in owners[parameter]:
-                owners[parameter].append(transform)
-    return Description(
+            if transform_name not in owners[parameter]:
+                owners[parameter].append(transform_name)
+    rows = (
         Row(
-            path=path_name(path),
+            path=leaf_name(path),
             shape=tuple(leaf.shape),
-            role=_role(rule(path, leaf), leaf),
+            role=_role(roles[leaf_name(path)], leaf),
             optimizer=", ".join(owners[tuple(path)]),
             decay=bool(decay),
             state_bytes=sizes[tuple(path)],
         )
         for (path, leaf), decay in zip(leaves, decays, strict=True)
     )
+    rules = asked.rules if rule is None and asked.rules else [default]
+    notes = [doubts(params, each) for each in rules]
+    return Description(rows, {k: text for n in notes for k, (_, text) in n.items()})
+
+
+def _state(tx: optax.GradientTransformation, params: Any) -> list[StateLeaf]:
+    def init(tree):  # New each time: a trace that jax remembers would ask no rule.
+        return tx.init(tree)
+
+    return state_leaves(jax.eval_shape(init, params))
 
 
 def _role(role: Any, leaf: Any) -> str:
     if not isinstance(role, Matrix):
-        return role.value
+        return group(role)
     view = View.of(role, leaf.shape)
     count = math.prod(view.stack)
     size = f"{view.m}x{view.n}"

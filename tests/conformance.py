@@ -15,7 +15,7 @@ import numpy as np
 
 import optlab
 from optlab.registry import get, names
-from optlab.roles import path_name
+from optlab.roles import leaf_name
 
 LAYOUTS = pathlib.Path(__file__).parent / "golden" / "state_layouts.json"
 ROLES = optlab.default_roles(stacked=("^layers/",))
@@ -111,7 +111,7 @@ def layout(name: str) -> list[str]:
     """Path, shape and dtype of every leaf of the state."""
     state = jax.eval_shape(make(name).init, zoo())
     return [
-        f"{path_name(path)} {'x'.join(map(str, leaf.shape)) or '-'} {leaf.dtype}"
+        f"{leaf_name(path)} {'x'.join(map(str, leaf.shape)) or '-'} {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
     ]
 

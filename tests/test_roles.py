@@ -1,6 +1,8 @@
 """Roles by path and declared stacks, views and their inverses, buckets."""
 
+import json
 import logging
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,17 @@ from optlab.matrices.buckets import map_matrices
 from optlab.roles import (
     EMBEDDING,
     VECTOR,
+    Embedding,
     Matrix,
     View,
     as_rule,
+    group,
+    leaf_name,
     tree_roles,
     tree_views,
 )
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def role_of(path, shape, **kwargs):
@@ -38,10 +45,14 @@ def role_of(path, shape, **kwargs):
         ("embed/embedding", (100, 8), EMBEDDING),
         ("pos_embed", (1, 16, 8), EMBEDDING),
         ("transformer/wte", (100, 8), EMBEDDING),
-        ("lm_head/kernel", (8, 100), EMBEDDING),
+        ("lm_head/kernel", (8, 100), Embedding(1)),
         ("lm_head/bias", (100,), VECTOR),
         ("multi_head_attention/kernel", (8, 8), Matrix((0,), (1,))),
-        ("conv1/kernel", (3, 3, 4, 8), Matrix((0, 1, 2), (3,))),
+        ("conv1/kernel", (3, 3, 4, 8), Matrix((0, 1, 2), (3,), (0, 1))),
+        ("conv_out/kernel", (3, 4, 6), Matrix((0, 1), (2,), (0,))),
+        ("head", (8, 100), Embedding(1)),
+        ("text_embedder/layers_0/mlp/kernel", (8, 16), Matrix((0,), (1,))),
+        ("pre_logits/kernel", (8, 8), Matrix((0,), (1,))),
         ("attention/query/kernel", (8, 2, 4), Matrix((0,), (1, 2))),
         ("attention/out/kernel", (2, 4, 8), Matrix((0, 1), (2,))),
         ("layers/q_proj/kernel", (12, 8, 8), Matrix((1,), (2,))),
@@ -66,6 +77,123 @@ def test_a_stack_that_is_not_declared_is_told(caplog):
     assert [r.args[0] for r in caplog.records] == ["blocks/kernel"]
 
 
+def key_path(keys):
+    """A path as the golden file writes it."""
+    kinds = {
+        "attr": jax.tree_util.GetAttrKey,
+        "seq": lambda i: jax.tree_util.SequenceKey(int(i)),
+    }
+    made = []
+    for key in keys:
+        kind, _, rest = key.partition(":")
+        made.append(kinds[kind](rest) if rest else jax.tree_util.DictKey(key))
+    return tuple(made)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    json.loads((GOLDEN / "roles.json").read_text()),
+    ids=lambda entry: f"{entry['codebase']}: {'/'.join(entry['path'])}",
+)
+def test_leaves_of_real_code_bases(entry):
+    shape = tuple(entry["shape"])
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    rule = optlab.default_roles(layout=entry["preset"], **entry["options"])
+    role = rule(key_path(entry["path"]), leaf)
+    assert group(role) == entry["role"]
+    if isinstance(role, Matrix):
+        assert [list(role.rows), list(role.cols)] == [entry["rows"], entry["cols"]]
+        stack = View.of(role, shape).order[: len(entry["stack"])]
+        assert list(stack) == entry["stack"]
+        assert set(role.spatial) < set(role.rows) or not role.spatial
+    if isinstance(role, Embedding):
+        assert role.vocabulary_axis == entry["vocabulary_axis"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["mha", "query", "kernel", "attr:value"], "mha/query/kernel"),
+        (["mha", "value", "kernel", "attr:raw_value"], "mha/value/kernel"),
+        (["attr:attn", "attr:weight", "attr:array"], "attn/weight"),
+        (["attr:w", "attr:data_array", "attr:value"], "w"),
+        (["attr:norm", "attr:bias", "seq:0"], "norm/bias"),
+        (["attr:layers", "seq:0", "attr:weight"], "layers/0/weight"),
+        (["layers", "seq:0"], "layers/0"),
+        (["transformer.wte.weight"], "transformer/wte/weight"),
+        (["layer_stack/linear", "w"], "layer_stack/linear/w"),
+        (["value"], "value"),
+        (["attr:value"], "value"),
+    ],
+)
+def test_one_name_for_a_leaf(keys, name):
+    assert leaf_name(key_path(keys)) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "layout", "role"),
+    [
+        ("conv.weight", (6, 4, 3), "torch", Matrix((1, 2), (0,), (2,))),
+        ("lm_head.weight", (100, 8), "torch", EMBEDDING),
+        ("lm_head/kernel", (8, 100), "torch", Embedding(1)),
+        ("fc/kernel", (8, 100), "torch", Matrix((0,), (1,))),
+        ("embed/embeddings", (100, 8), "haiku", EMBEDDING),
+        ("mlp/linear/b", (3, 8), "haiku", VECTOR),
+        ("mlp/linear/b", (3, 8), "flax", Matrix((0,), (1,))),
+        ("layers/scalar", (12,), "maxtext", VECTOR),
+        ("decoder_norm/scale", (8,), "maxtext", VECTOR),
+        ("mlp/qkv_einsum/w", (3, 4, 32, 8), "einsum", Matrix((2,), (1, 3))),
+        ("attention/qkv/kernel", (8, 3, 2, 4), "flax", Matrix((0,), (1, 2, 3))),
+    ],
+)
+def test_layouts(path, shape, layout, role):
+    assert role_of(path, shape, layout=layout) == role
+
+
+def test_what_cannot_be_known_is_said_once_and_stands_in_the_table(caplog):
+    params = {
+        "embed": jnp.zeros((50, 8)),
+        "unnamed": jnp.zeros((8, 50)),
+        "deep": jnp.zeros((3, 4, 5)),
+        "thin": jnp.zeros((1, 6)),
+        "layers": {"up": jnp.zeros((2, 8, 6))},
+    }
+    rule = optlab.default_roles(stacked=("^layers/", "^blocks/"))
+    tx = optlab.cosmos(1e-3, rank=2, roles=rule)
+    with caplog.at_level(logging.WARNING, "optlab"):
+        for _ in range(2):
+            jax.eval_shape(tx.init, params)
+    told = sorted(record.args[0] for record in caplog.records)
+    assert told == ["deep", "stacked: '^blocks/'", "thin", "unnamed"]
+    table = optlab.describe(params, tx)
+    assert sorted(table.doubts) == told
+    lines = {line.split()[0]: line for line in str(table).splitlines()}
+    assert "as many entries as 'embed'" in lines["unnamed"]
+    assert "note" in lines["path"]
+
+
+def test_stacks_that_disagree_name_two_leaves():
+    params = {"layers": {"up": jnp.zeros((3, 4, 6)), "down": jnp.zeros((2, 6, 4))}}
+    tx = optlab.root(1e-3, roles=optlab.default_roles(stacked="^layers/"))
+    with pytest.raises(ValueError, match=r"2 in 'layers/down' and of 3 in 'layers/up'"):
+        tx.init(params)
+
+
+def test_patterns_may_name_their_axis():
+    assert role_of("layers/up", (4, 12, 8), stacked={"^layers/": 1}) == Matrix(
+        (0,), (2,)
+    )
+    assert role_of("layers/up", (4, 8, 12), stacked={"^layers/": -1}) == Matrix(
+        (0,), (1,)
+    )
+    with pytest.raises(ValueError, match="the same axis off 'layers/up' twice"):
+        role_of("layers/up", (4, 8, 12), stacked={"^layers/": 0, "up": 0})
+    with pytest.raises(ValueError, match="stacked: the axis of 'x' is no integer"):
+        optlab.default_roles(stacked={"x": "0"})
+    with pytest.raises(ValueError, match="layout must be one of flax, torch"):
+        optlab.default_roles(layout="keras")
+
+
 def test_bad_patterns_and_missing_axes_are_named():
     with pytest.raises(ValueError, match=r"stacked: '\('"):
         optlab.default_roles(stacked=("(",))
@@ -86,6 +214,11 @@ def test_dimension_numbers_of_optax_are_roles_too():
         "b": VECTOR,
         "c": Matrix((0, 1), (2,)),
     }
+    mixed = {"a": Matrix((1,), (0,)), "b": Embedding(1), "c": None, "wte": None}
+    params = {"a": params["b"], "b": params["b"], "c": params["b"], "wte": params["b"]}
+    assert tree_roles(params, as_rule(mixed)) == mixed | {"c": VECTOR, "wte": EMBEDDING}
+    with pytest.raises(ValueError, match="roles: 'a' is 'matrix'; allowed are"):
+        as_rule({"a": "matrix"})
     with pytest.raises(ValueError, match="roles says nothing about 'd'"):
         tree_roles({"d": jnp.zeros(3)}, rule)
 
@@ -148,7 +281,6 @@ def test_describe_lists_roles_transforms_decay_and_bytes():
         return jax.tree.map(
             lambda role: role is not VECTOR,
             tree_roles(tree, rule),
-            is_leaf=lambda x: isinstance(x, Matrix),
         )
 
     tx = optlab.cosmos(1e-2, rank=2, roles=rule)

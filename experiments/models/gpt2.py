@@ -31,7 +31,6 @@ class GPT2(Model):
     sizes = SIZES
     options = ("tied", "qk_norm", "remat")
     stacked = (r"^layers/",)
-    embeddings = (r"^embed$", r"^positions$", r"^head$")
 
     def __init__(
         self, config: ml_collections.ConfigDict, vocab_size: int, context: int

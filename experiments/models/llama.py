@@ -34,7 +34,6 @@ class Llama(Model):
     sizes = SIZES
     options = ("tied", "qk_norm", "remat")
     stacked = (r"^layers/",)
-    embeddings = (r"^embed$", r"^head$")
 
     def __init__(
         self, config: ml_collections.ConfigDict, vocab_size: int, context: int

@@ -59,7 +59,6 @@ class MLP(Classifier):
     sizes = SIZES
     options = ("remat",)
     stacked = (r"^layers/",)
-    embeddings = (r"^embed/", r"^head$")
 
     def module(self, config, classes, shape):
         """The perceptron, of the pixels in a row."""

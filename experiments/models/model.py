@@ -26,7 +26,7 @@ class Model:
     sizes: Mapping[str, Any]
     options: Sequence[str] = ()
     stacked: Sequence[str] = ()
-    embeddings: Sequence[str] = ()
+    embeddings: Sequence[str] | None = None
 
     def __init__(self, make: Callable[..., nnx.Module]):
         """Builds the structure, and no array.

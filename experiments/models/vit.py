@@ -70,7 +70,6 @@ class ViT(Classifier):
     sizes = SIZES
     options = ("qk_norm", "remat")
     stacked = (r"^layers/",)
-    embeddings = (r"^embed$", r"^positions$", r"^head$")
 
     def module(self, config, classes, shape):
         """The encoder, of images whose sides are multiples of 8."""

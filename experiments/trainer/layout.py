@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.data.order import Process
 from experiments.trainer.state import TrainState
 from optlab import sharding
-from optlab.roles import Distribute
+from optlab.matrices.buckets import Distribute
 from optlab.sharding.distribution import mesh_size
 
 

@@ -10,7 +10,8 @@ import ml_collections
 import optax
 
 import optlab
-from optlab.roles import VECTOR, Distribute
+from optlab.matrices.buckets import Distribute
+from optlab.roles import VECTOR
 
 # Arguments of a factory that the runner gives, so that `optimizer.kwargs` has none.
 SUPPLIED = (

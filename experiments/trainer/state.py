@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optlab.roles import path_name
+from optlab.roles import leaf_name
 
 
 class TrainState(NamedTuple):
@@ -51,7 +51,7 @@ def init_state(
 
 def leaf_names(tree) -> list[str]:
     """The path of every leaf, in the order of the leaves."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def tree_bytes(tree) -> int:

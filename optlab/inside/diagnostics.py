@@ -17,7 +17,7 @@ from optlab.matrices import linalg
 from optlab.matrices.norms import Layers, tree_layers
 from optlab.optimizers.root import ScaleByRootState
 from optlab.optimizers.spam import ScaleBySpamState, spike_shares
-from optlab.roles import as_rule, path_name
+from optlab.roles import as_rule, leaf_name
 from optlab.state import owning_parameter, state_leaves
 from optlab.wrappers.noise import NoiseAdaptiveState, layer_ratios
 
@@ -111,7 +111,7 @@ def layer_diagnostics(
 
 
 def _with_names(tree: Any, leaves: list[Any]) -> Iterator[tuple[str, Any]]:
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     return zip(paths, leaves, strict=True)
 
 
@@ -121,8 +121,8 @@ def _owned(state: Any, params: Any) -> Iterator[tuple[str, str, jax.Array]]:
     for leaf in state_leaves(state):
         owner = owning_parameter(leaf.path, paths)
         if owner is not None and len(leaf.path) > len(owner):
-            field = path_name(leaf.path[: -len(owner)]).rpartition("/")[2]
-            yield field, path_name(owner), leaf.value
+            field = leaf_name(leaf.path[: -len(owner)]).rpartition("/")[2]
+            yield field, leaf_name(owner), leaf.value
 
 
 def _nodes(state: Any, kind: type) -> list[Any]:
@@ -179,7 +179,7 @@ def _layer_rates(gradients, old, new, rule, given) -> dict[str, jax.Array]:
 def _spikes(gradients, old, new, rule, given) -> dict[str, jax.Array]:
     del new
     paths, treedef = jax.tree_util.tree_flatten_with_path(old.mu)
-    updates = treedef.unflatten([gradients[path_name(path)] for path, _ in paths])
+    updates = treedef.unflatten([gradients[leaf_name(path)] for path, _ in paths])
     names = ("spike_threshold", "reset_interval", "clip_start_step")
     own = {name: given[name] for name in names if name in given}
     shares = spike_shares(updates, old, roles=rule, **own)

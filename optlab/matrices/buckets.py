@@ -2,19 +2,47 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optlab.roles import Distribute, View, check_layout
+from optlab import checks
+from optlab.roles import View
 
 # A leaf of so many matrices is a stack that is worked on as it is.
 _STACK = 4
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
+
+
+class Distribute(Protocol):
+    """Turns a function of groups of stacks into the same function, computed apart."""
+
+    def __call__(
+        self, f: Callable[..., Any], matrices: int, stacks: Sequence[int], /
+    ) -> Callable[..., Any]:
+        """`f(*groups) -> one tuple a group`, each group a tuple of arrays.
+
+        The arrays of a group have one common leading stack axis, and so have those of
+        its result; `f` treats every slice alone. The first `matrices` of a group, and
+        the first of a result, are stacks of parameter-like matrices; the others are
+        factors. `stacks` has the size of the first stack axis that a group's leaves
+        have, 1 for none: by that axis their factors may be laid out.
+        """
+        ...
+
+
+def check_layout(tree: Any) -> None:
+    """Raises `ValueError` if a leaf is cut up over an axis of a mesh that is not Auto.
+
+    The types of arrays tell that, under `jax.jit` too; jax's own errors come later.
+    """
+    for leaf in jax.tree.leaves(tree):
+        layout = jax.typeof(leaf).sharding
+        checks.auto_axes(layout.mesh, layout.spec)
 
 
 def map_matrices(

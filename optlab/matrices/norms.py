@@ -8,13 +8,12 @@ embeddings, heads   embedding_scale sign(B)                embedding_scale sum |
 vectors             sqrt(d) B / |B|_2, 0 at 0              sqrt(d) |D|_2
 ==================  =====================================  ==========================
 
-A layer is one slice of a stack. A convolution kernel (a matrix with three row axes or
-more) has `sqrt(d_out/d_in) / k^2` with `d_in` channels and `k^2` positions. A vector
-leaf with several axes is a stack over all but its last one.
+A layer is one slice of a stack. A convolution kernel has `sqrt(d_out/d_in) / k` with
+`d_in` channels and `k` positions. A vector leaf with several axes is a stack over all
+but its last one.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,20 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from optlab import checks
-from optlab.matrices.buckets import map_matrices
+from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import frobenius_norm, nuclear_norm_estimate
 from optlab.matrices.orthogonalize import orthogonalize
-from optlab.roles import (
-    EMBEDDING,
-    Distribute,
-    Matrix,
-    Rule,
-    View,
-    path_name,
-)
-
-# Kernels `(width, vocabulary)`; tables are `(vocabulary, width)`.
-_HEADS = r"(^|[/_])(head|logits|kernel)(/|$)"
+from optlab.roles import Embedding, Matrix, Rule, View
 
 # Added to the norm that Newton-Schulz divides by: noise has no natural scale.
 _TINY = 1e-30
@@ -68,8 +57,7 @@ def tree_layers(tree: Any, rule: Rule, embedding_scale: Any) -> list[Layers]:
     Args:
       tree: arrays with the shapes of the parameters.
       rule: what decides the roles.
-      embedding_scale: of embeddings and heads. None: one over the width, which is the
-        last axis of a table and the first one of a kernel or head.
+      embedding_scale: of embeddings and heads. None: one over the width.
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [_layers(path, leaf, rule, embedding_scale) for path, leaf in leaves]
@@ -80,14 +68,12 @@ def _layers(path: Any, leaf: Any, rule: Rule, embedding_scale: Any) -> Layers:
     every = tuple(range(len(shape)))
     if isinstance(role, Matrix):
         view = View.of(role, shape)
-        spatial = role.rows[:-1] if len(role.rows) > 2 else ()
-        positions = math.prod(shape[a] for a in spatial)
+        positions = math.prod(shape[a] for a in role.spatial)
         scale = math.sqrt(view.n * positions / view.m) / positions
         return Layers("matrix", role.rows + role.cols, scale, view, view.stack)
-    if role is EMBEDDING:
+    if isinstance(role, Embedding):
         if embedding_scale is None:
-            head = re.search(_HEADS, path_name(path))
-            embedding_scale = 1 / shape[-2 if head else -1]
+            embedding_scale = 1 / shape[role.width_axis(len(shape))]
         return Layers("embedding", every, embedding_scale, None, ())
     scale = math.sqrt(math.prod(shape[-1:]))
     return Layers("vector", every[-1:], scale, None, tuple(shape[:-1]))

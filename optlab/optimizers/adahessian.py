@@ -14,8 +14,7 @@ of them so far. The blocks by role, in this library's layout `(inputs, outputs)`
 * vectors: each entry for itself.
 * dense kernels: all inputs of an output, so one block a column.
 * convolutions, `(spatial..., in, out)`: the spatial axes.
-* embedding tables: the width, their last axis. A head that is named `kernel` is a
-  dense kernel.
+* embedding tables and heads: the width.
 
 Held against the authors' code, amirgholami/adahessian at commit 85ebc00, instruction/
 (its rows are our columns). Deviations:
@@ -34,7 +33,6 @@ References:
 """
 
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +49,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.gradients.curvature import is_hessian_step
-from optlab.roles import _ATTENTION_OUT, EMBEDDING, Matrix, Rule, as_rule, path_name
+from optlab.roles import Embedding, Matrix, Rule, as_rule
 
 
 class ScaleByAdaHessianState(NamedTuple):
@@ -72,20 +70,16 @@ class _Axes(NamedTuple):
 
 def _axes(path: Any, leaf: Any, rule: Rule) -> _Axes | None:
     """What is averaged over in a leaf; None for nothing."""
-    role, name, rank = rule(path, leaf), path_name(path), len(leaf.shape)
+    role, rank = rule(path, leaf), len(leaf.shape)
     if isinstance(role, Matrix):
-        rows, cols = role
-        spatial = len(rows) > 1 and not (
-            len(rows) == 2 and re.search(_ATTENTION_OUT, name)
-        )
-        averaged = rows[:-1] if spatial else rows
-        stack = tuple(a for a in range(rank) if a not in rows + cols)
-        return _Axes(stack, cols + rows[len(averaged) :], averaged)
-    if role is EMBEDDING and rank > 1:
-        table, width = rank - 2, rank - 1
-        if re.search(r"(^|/)kernel(/value)?$", name):
-            table, width = width, table
-        return _Axes(tuple(range(rank - 2)), (table,), (width,))
+        averaged = role.spatial or role.rows
+        kept = role.cols + tuple(a for a in role.rows if a not in averaged)
+        stack = tuple(a for a in range(rank) if a not in role.rows + role.cols)
+        return _Axes(stack, kept, averaged)
+    if isinstance(role, Embedding) and rank > 1:
+        width = role.width_axis(rank)
+        kept = (2 * rank - 3 - width,)  # the other one of the last two
+        return _Axes(tuple(range(rank - 2)), kept, (width,))
     return None
 
 

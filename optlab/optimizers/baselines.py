@@ -8,7 +8,8 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend, matrix_optimizer
-from optlab.roles import Matrix, as_rule, check_layout, tree_roles, tree_views
+from optlab.matrices.buckets import check_layout
+from optlab.roles import as_rule, tree_roles, tree_views
 
 
 def adamw(
@@ -72,7 +73,6 @@ def muon(
         return jax.tree.map(
             lambda role: optax.contrib.MuonDimensionNumbers(role.rows, role.cols),
             tree_roles(tree, rule),
-            is_leaf=lambda x: isinstance(x, Matrix),
         )
 
     def match_rms(updates, params=None):

@@ -47,7 +47,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.matrices.buckets import map_matrices
+from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import (
     cap_norm,
     frobenius_norm,
@@ -56,7 +56,7 @@ from optlab.matrices.linalg import (
     subspace_step,
 )
 from optlab.matrices.orthogonalize import orthogonalize
-from optlab.roles import Distribute, as_rule, tree_views
+from optlab.roles import as_rule, tree_views
 
 
 class ScaleByCosmosState(NamedTuple):

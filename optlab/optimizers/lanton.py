@@ -22,13 +22,13 @@ References:
 
 from typing import Any
 
-import jax
 import optax
 
 from optlab.compose import descend
+from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import DualNorm
 from optlab.optimizers.lmo import scale_by_lmo
-from optlab.roles import Distribute, Matrix, as_rule, tree_roles
+from optlab.roles import as_rule, tree_groups
 from optlab.wrappers.noise import noise_adaptive
 
 
@@ -157,11 +157,7 @@ def lanton(
         return descend(direction, rate, weight_decay, weight_decay_mask)
 
     def labels(params):
-        return jax.tree.map(
-            lambda role: "matrix" if isinstance(role, Matrix) else role.value,
-            tree_roles(params, rule),
-            is_leaf=lambda x: isinstance(x, Matrix),
-        )
+        return tree_groups(params, rule)
 
     return optax.partition(
         {

@@ -8,8 +8,9 @@ import optax
 
 from optlab import checks
 from optlab.compose import cast_like, to_state_dtype, zero_state
+from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import steepest_ascent, tree_layers
-from optlab.roles import Distribute, as_rule
+from optlab.roles import as_rule
 
 
 class ScaleByLmoState(NamedTuple):

@@ -40,10 +40,10 @@ import optax
 from optlab import checks
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
 from optlab.matrices import linalg
-from optlab.matrices.buckets import map_matrices
+from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.coefficients.presets import fit_coefficients
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
-from optlab.roles import Distribute, as_rule, tree_views
+from optlab.roles import as_rule, tree_views
 from optlab.wrappers.outliers import check_quantile, clip_to_quantile
 
 # The RMS of an update is about this, whatever the shape (Moonlight's choice).

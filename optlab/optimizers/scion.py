@@ -31,8 +31,9 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend
+from optlab.matrices.buckets import Distribute
 from optlab.optimizers.lmo import scale_by_lmo
-from optlab.roles import EMBEDDING, Distribute, Matrix, as_rule, tree_roles
+from optlab.roles import Embedding, Matrix, as_rule, tree_roles
 
 
 def scale_by_scion(
@@ -65,7 +66,7 @@ def scale_by_scion(
     def radius(role):
         if isinstance(role, Matrix):
             return hidden_radius
-        return embedding_radius if role is EMBEDDING else vector_radius
+        return embedding_radius if isinstance(role, Embedding) else vector_radius
 
     def to_radius(updates, params=None):
         del params

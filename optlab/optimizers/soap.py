@@ -44,9 +44,9 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
-from optlab.matrices.buckets import map_matrices
+from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
-from optlab.roles import Distribute, View, as_rule, tree_views
+from optlab.roles import View, as_rule, tree_views
 
 
 class ScaleBySoapState(NamedTuple):

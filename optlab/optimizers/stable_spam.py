@@ -43,7 +43,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.matrices.linalg import frobenius_norm
-from optlab.roles import EMBEDDING, Matrix, Rule, as_rule
+from optlab.roles import Embedding, Matrix, Rule, as_rule
 from optlab.wrappers.spikes import window_position
 
 
@@ -63,7 +63,7 @@ def _tensor_axes(path: Any, leaf: Any, rule: Rule) -> tuple[int, ...]:
     role, rank = rule(path, leaf), len(leaf.shape)
     if isinstance(role, Matrix):
         return role.rows + role.cols
-    return tuple(range(rank))[-2 if role is EMBEDDING else -1 :]
+    return tuple(range(rank))[-2 if isinstance(role, Embedding) else -1 :]
 
 
 def scale_by_stable_spam(

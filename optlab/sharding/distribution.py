@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import checks
-from optlab.roles import Distribute
+from optlab.matrices.buckets import Distribute
 
 
 def mesh_size(mesh: Mesh, axes: str | Sequence[str]) -> int:

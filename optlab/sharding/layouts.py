@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import checks
-from optlab.roles import path_name
+from optlab.roles import leaf_name
 from optlab.sharding.distribution import (
     OverAxis,
     OverMesh,
@@ -111,7 +111,7 @@ def param_specs(params: Any, rules: Rules) -> Any:
     """
 
     def spec(path: Any, leaf: Any) -> P:
-        name = path_name(path)
+        name = leaf_name(path)
         for pattern, layout in rules:
             if re.search(pattern, name):
                 shape = tuple(leaf.shape)

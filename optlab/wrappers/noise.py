@@ -11,6 +11,7 @@ from jax import lax
 
 from optlab import checks
 from optlab.compose import state_dtype, to_state_dtype, zero_state
+from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import (
     DualNorm,
     Layers,
@@ -18,7 +19,7 @@ from optlab.matrices.norms import (
     dual_norms,
     tree_layers,
 )
-from optlab.roles import Distribute, as_rule
+from optlab.roles import as_rule
 
 
 class NoiseAdaptiveState(NamedTuple):

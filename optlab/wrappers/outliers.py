@@ -8,8 +8,8 @@ import optax
 
 from optlab.compose import cast_like, to_state_dtype
 from optlab.matrices import linalg
-from optlab.matrices.buckets import map_matrices
-from optlab.roles import Distribute, Matrix, as_rule, tree_views
+from optlab.matrices.buckets import Distribute, map_matrices
+from optlab.roles import Matrix, as_rule, tree_views
 
 
 def clip_outliers(

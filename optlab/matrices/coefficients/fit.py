@@ -1,9 +1,9 @@
 """The fit of orthogonalization's coefficients to spectra: Newton's method, a barrier.
 
-The problem is stated in `presets.py`; here are the spectra and the solver. Every host must
-find the same numbers, of which it compiles its program: so there are only `+ - * /` and
-square roots, which IEEE 754 rounds alike everywhere, sums in an order of our own, and
-no linear algebra library, whose kernels differ between CPUs.
+The problem is stated in `presets.py`; here are the spectra and the solver. Every host
+must find the same numbers, of which it compiles its program: so there are only
+`+ - * /` and square roots, which IEEE 754 rounds alike everywhere, sums in a fixed
+order, and no linear algebra library, whose kernels differ between CPUs.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,231 @@
+"""Rules over whole trees: the roles of all leaves, and what is doubtful in them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import optax
+
+from optlab.roles.default import DefaultRoles, default_roles, warn_once
+from optlab.roles.kinds import (
+    VECTOR,
+    Embedding,
+    Matrix,
+    Role,
+    Rule,
+    Vector,
+    View,
+    group,
+)
+from optlab.roles.names import leaf_name
+
+_ROLES = (Matrix, Embedding, Vector)
+
+
+@dataclass
+class Asked:
+    """The rules that transforms asked, and the role that each leaf was given."""
+
+    rules: list[Rule] = field(default_factory=list)
+    roles: dict[str, Role] = field(default_factory=dict)
+
+
+_asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Asked]:
+    """Records which rules are asked inside of it, and their answers."""
+    record = Asked()
+    token = _asked.set(record)
+    try:
+        yield record
+    finally:
+        _asked.reset(token)
+
+
+def as_rule(roles: Any) -> Rule:
+    """Makes a rule of what `roles=` takes.
+
+    Args:
+      roles: None for :func:`default_roles`, a rule, or a tree that is a prefix of the
+        parameters' and holds `Matrix`, `Embedding`, `VECTOR`,
+        `optax.contrib.MuonDimensionNumbers` or None. None asks the default rule what
+        the leaf is, if it is no hidden matrix.
+
+    Returns:
+      `rule(path, leaf)`.
+
+    Raises:
+      ValueError: `roles` is none of these; a leaf is not in the tree (when asked).
+    """
+    rule: Rule
+    if roles is None:
+        rule = default_roles()
+    else:
+        rule = cast(Rule, roles) if callable(roles) else _tree_rule(roles)
+
+    def asking(path: Any, leaf: Any) -> Role:
+        role = rule(path, leaf)
+        record = _asked.get()
+        if record is not None:
+            record.roles[leaf_name(path)] = role
+            if not any(rule is other for other in record.rules):
+                record.rules.append(rule)
+        return role
+
+    return asking
+
+
+def _tree_rule(roles: Any) -> Rule:
+    dims = optax.contrib.MuonDimensionNumbers
+    kinds = (*_ROLES, dims)
+    entries = jax.tree_util.tree_flatten_with_path(
+        roles, is_leaf=lambda x: x is None or isinstance(x, kinds)
+    )[0]
+    for path, spec in entries:
+        if not isinstance(spec, (*kinds, type(None))):
+            raise ValueError(
+                f"roles: {leaf_name(path) or 'the tree'!r} is {spec!r}; allowed are "
+                "Matrix, Embedding, VECTOR, MuonDimensionNumbers and None"
+            )
+    default = default_roles()
+
+    def rule(path: Any, leaf: Any) -> Role:
+        for prefix, spec in entries:
+            if tuple(path[: len(prefix)]) != tuple(prefix):
+                continue
+            if spec is None:
+                role, _ = default.explain(path, leaf)
+                return VECTOR if isinstance(role, Matrix) else role
+            if isinstance(spec, dims):
+                return Matrix(
+                    _axes(spec.reduction_axis, leaf), _axes(spec.output_axis, leaf)
+                )
+            return cast(Role, spec)
+        raise ValueError(f"roles says nothing about {leaf_name(path)!r}")
+
+    return rule
+
+
+def _axes(axes: int | Sequence[int], leaf: Any) -> tuple[int, ...]:
+    rank = len(leaf.shape)
+    return tuple(a % rank for a in ([axes] if isinstance(axes, int) else axes))
+
+
+def tree_roles(tree: Any, rule: Rule) -> Any:
+    """The tree of roles of a tree of arrays."""
+    return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def tree_groups(tree: Any, rule: Rule) -> Any:
+    """The tree of "matrix", "embedding" and "vector" of a whole tree of parameters.
+
+    What is doubtful in the tree is logged, once in a process.
+
+    Raises:
+      ValueError: leaves of one stack disagree about its size.
+    """
+    for name, (shape, doubt) in doubts(tree, rule).items():
+        warn_once(name, shape, doubt)
+    return jax.tree.map(group, tree_roles(tree, rule))
+
+
+def doubts(tree: Any, rule: Rule) -> dict[str, tuple[tuple[int, ...] | None, str]]:
+    """What a rule cannot know of a tree: shape and doubt by the leaf's name.
+
+    A pattern that is found in no leaf stands under the pattern, with no shape.
+
+    Args:
+      tree: all parameters; arrays or `jax.ShapeDtypeStruct`.
+      rule: what decides the roles, as it was given.
+
+    Raises:
+      ValueError: leaves of one stack disagree about its size.
+    """
+    leaves = {
+        leaf_name(path): (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
+    with recorded() as record:
+        roles = {name: rule(*of) for name, of in leaves.items()}
+    found = _unknown_tables(roles, shapes)
+    for each in [rule, *record.rules]:
+        if isinstance(each, DefaultRoles):
+            _check_stacks(each, shapes)
+            for name, (path, leaf) in leaves.items():
+                if doubt := each.explain(path, leaf)[1]:
+                    found[name] = shapes[name], doubt
+            for pattern in each.unused(list(leaves)):
+                found[pattern] = None, "found in no leaf's name"
+    return found
+
+
+def _check_stacks(rule: DefaultRoles, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises if the leaves of one pattern have stacks of different sizes."""
+    first: dict[int, tuple[str, int]] = {}
+    for name, shape in shapes.items():
+        matching = [i for i, (p, _) in enumerate(rule.stacked) if p.search(name)]
+        axes = rule.stack_axes(name, shape)
+        for i, axis in zip(matching, axes, strict=False):
+            other, size = first.setdefault(i, (name, shape[axis]))
+            if shape[axis] != size:
+                raise ValueError(
+                    f"stacked: {rule.stacked[i][0].pattern!r} is a stack of {size} in "
+                    f"{other!r} and of {shape[axis]} in {name!r}"
+                )
+
+
+def _unknown_tables(
+    roles: dict[str, Role], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[tuple[int, ...] | None, str]]:
+    """Single matrices that have a table's number of entries on one side."""
+    sizes = {
+        shapes[name][role.vocabulary_axis]: name
+        for name, role in roles.items()
+        if isinstance(role, Embedding) and len(set(shapes[name])) > 1
+    }
+    found: dict[tuple[int, ...], list[str]] = {}
+    for name, role in roles.items():
+        if isinstance(role, Matrix):
+            view = View.of(role, shapes[name])
+            if not view.stack and {view.m, view.n} & sizes.keys():
+                found.setdefault(tuple(sorted((view.m, view.n))), []).append(name)
+    return {
+        name: (
+            shapes[name],
+            f"a hidden matrix with as many entries as {sizes[size]!r}: if it is a "
+            "table or head, name it in default_roles(embeddings=...)",
+        )
+        for sides, alike in found.items()
+        # More of them are layers, whose width happens to be that number.
+        for name in alike[: len(alike) * (len(alike) <= _FEW)]
+        for size in sides
+        if size in sizes
+    }
+
+
+_FEW = 2
+
+
+def tree_views(tree: Any, rule: Rule, owner: str) -> Any:
+    """The tree of views of a tree that holds nothing but hidden matrices.
+
+    Raises:
+      ValueError: a leaf is no matrix. The message names `owner` and the leaf.
+    """
+
+    def view(path: Any, leaf: Any) -> View:
+        role = rule(path, leaf)
+        if not isinstance(role, Matrix):
+            raise ValueError(
+                f"{owner}: {leaf_name(path)!r} of shape {leaf.shape} is no hidden "
+                "matrix; optlab.by_role gives such leaves to another transform"
+            )
+        return View.of(role, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(view, tree)
