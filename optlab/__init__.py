@@ -1,6 +1,7 @@
 """optlab: the JAX home of the optimizers that come after Adam."""
 
 from optlab import diagnostics as diagnostics
+from optlab import directions as directions
 from optlab import registry as registry
 from optlab import sharding as sharding
 from optlab.compose import by_role as by_role

@@ -11,10 +11,10 @@ ROOT = pathlib.Path(optlab.__file__).parent
 ORDER = [
     "checks schedules gradients",
     "roles",
-    "state matrices describe compose",
+    "state matrices options describe compose",
     "sharding wrappers",
     "optimizers",
-    "registry inside diagnostics",
+    "registry directions inside diagnostics",
     "__init__",
 ]
 # The same within a room whose files stand on one another.

@@ -1,0 +1,177 @@
+"""The arguments that many methods take, written down and documented once.
+
+A method is written as `method(learning_rate, *, its_own=..., **options:
+Unpack[MatrixOptions])` under the decorator `takes(MatrixOptions)`. To callers, to
+`help`, to the runner and to `inspect.signature` the signature is flat; type checkers
+see the names through `Unpack`.
+"""
+
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+
+import jax
+import optax
+from jax.typing import DTypeLike
+
+from optlab.matrices.buckets import Distribute
+from optlab.roles import Matrix, Role, Rule
+
+Number = float | jax.Array
+Rate = optax.ScalarOrSchedule | None
+DecayMask = Literal["matrices"] | Any | None
+Roles = Rule | Role | Matrix | Mapping[str, Any] | Any | None
+
+
+class DecayOptions(TypedDict, total=False):
+    """Decoupled weight decay."""
+
+    weight_decay: Number | optax.Schedule
+    weight_decay_mask: DecayMask
+
+
+class StateOptions(TypedDict, total=False):
+    """What a leaf is, and the precision of its momentum."""
+
+    roles: Roles
+    mu_dtype: DTypeLike | None
+
+
+class SpreadOptions(StateOptions, total=False):
+    """How matrix work is spread over devices."""
+
+    distribute: Distribute | None
+
+
+class LayerOptions(DecayOptions, SpreadOptions, total=False):
+    """Of a method that acts on every leaf by its role."""
+
+
+class LeafOptions(DecayOptions, StateOptions, total=False):
+    """Of a method that acts on every leaf by itself."""
+
+
+class MatrixOptions(LayerOptions, total=False):
+    """Of a method for hidden matrices, with AdamW elsewhere."""
+
+    adam_learning_rate: Rate
+    adam_b1: Number
+    adam_b2: Number
+    adam_eps: Number
+    adam_weight_decay: Number | optax.Schedule | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "weight_decay": 0.0,
+    "weight_decay_mask": None,
+    "roles": None,
+    "mu_dtype": None,
+    "distribute": None,
+    "adam_learning_rate": None,
+    "adam_b1": 0.9,
+    "adam_b2": 0.95,
+    "adam_eps": 1e-8,
+    "adam_weight_decay": None,
+}
+
+_MEANING = {
+    "weight_decay": """decoupled: a step takes `learning_rate * weight_decay * p` off. A
+        number or a schedule. At the plain number 0 `update` needs no parameters.""",
+    "weight_decay_mask": """which leaves decay. None: all, scales and biases too, as in
+        optax and the authors' code. "matrices": hidden matrices, embeddings and heads,
+        but no vectors. Or a tree of booleans, or a function of the parameters that
+        gives one.""",
+    "roles": """which leaf is what: a rule (`optlab.default_roles(...)`), or a tree of
+        `Matrix`, `Embedding`, `VECTOR`, `optax.contrib.MuonDimensionNumbers` and None.
+        None: `default_roles()`.""",
+    "mu_dtype": "of all momenta. None: the parameters', and at least float32.",
+    "distribute": """how matrix work is spread, such as
+        `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.""",
+    "adam_learning_rate": """of the leaves that are no hidden matrix. None:
+        `learning_rate`.""",
+    "adam_b1": "of these leaves.",
+    "adam_b2": "of these leaves.",
+    "adam_eps": "of these leaves.",
+    "adam_weight_decay": "of these leaves. None: `weight_decay`.",
+}
+
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+# In docstrings, the line that the arguments' meanings take the place of.
+_PLACE = re.compile(r"^(?P<indent> *)\*\*options: .*\n", re.M)
+
+
+def takes(
+    options: type, *, without: tuple[str, ...] = (), **defaults: Any
+) -> Callable[[_Factory], _Factory]:
+    """Gives a factory with `**options` its flat signature and the text about them.
+
+    The factory gets every option, with its default where the caller gave none. The
+    line `**options: ...` of its docstring becomes their documentation.
+
+    Args:
+      options: a `TypedDict` of options, of this file.
+      without: names of options that the factory does not take.
+      **defaults: where the factory's own differ.
+
+    Returns:
+      The decorator. Calls with unknown or doubled arguments raise `TypeError`, as
+      Python's own do.
+    """
+    values = _DEFAULTS | defaults
+    types = get_type_hints(options)
+    shared = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=values[name],
+            annotation=types[name],
+        )
+        for name in _DEFAULTS
+        if name in types and name not in without
+    ]
+
+    def decorate(factory: _Factory) -> _Factory:
+        signature = inspect.signature(factory)
+        own = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        flat = signature.replace(parameters=[*own, *shared])
+
+        @functools.wraps(factory)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            try:
+                bound = flat.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{factory.__name__}() {error}") from None
+            bound.apply_defaults()
+            return factory(*bound.args, **bound.kwargs)
+
+        called.__signature__ = flat  # type: ignore[attr-defined]
+        called.__doc__ = _PLACE.sub(
+            lambda place: _documentation(shared, place["indent"]),
+            factory.__doc__ or "",
+        )
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def _documentation(shared: list[inspect.Parameter], indent: str) -> str:
+    entries = []
+    for parameter in shared:
+        text = " ".join(_MEANING[parameter.name].split())
+        entries.append(
+            textwrap.fill(
+                f"{parameter.name}: {text}",
+                width=88,
+                initial_indent=indent,
+                subsequent_indent=indent + "  ",
+            )
+        )
+    return "\n".join(entries) + "\n"
