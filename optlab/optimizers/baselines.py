@@ -8,6 +8,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend, matrix_optimizer
+from optlab.leaves import over_leaves
 from optlab.roles import Matrix, as_rule, check_layout, tree_roles, tree_views
 
 
@@ -19,13 +20,19 @@ def adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's AdamW with state of at least float32."""
+    """optax's AdamW with state of at least float32.
+
+    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else. Every leaf
+    decays by default.
+    """
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
+    checks.dtype(mu_dtype=mu_dtype)
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
 
 
 def sgd(
@@ -35,11 +42,16 @@ def sgd(
     nesterov: bool = False,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's SGD with momentum, and decoupled decay."""
+    """optax's SGD with momentum, and decoupled decay, of every leaf by default.
+
+    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else.
+    """
     checks.fraction(momentum=momentum)
+    checks.boolean(nesterov=nesterov)
     direction = optax.trace(momentum, nesterov)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
 
 
 def muon(
@@ -64,7 +76,8 @@ def muon(
     default looks at the rank alone.
     """
     checks.fraction(momentum=momentum)
-    checks.positive_int(ns_steps=ns_steps)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
+    checks.boolean(nesterov=nesterov)
     rule = as_rule(roles)
 
     def numbers(tree):
@@ -92,8 +105,9 @@ def muon(
         ),
         optax.stateless(match_rms),
     )
+    direction = optax.with_extra_args_support(direction)
     return matrix_optimizer(
-        direction,
+        over_leaves(direction.init, direction.update, real="muon"),
         learning_rate,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import optax
 
-from optlab.compose import descend
+from optlab import checks
+from optlab.compose import descend, partition
 from optlab.matrices.norms import DualNorm
 from optlab.optimizers.lmo import scale_by_lmo
 from optlab.roles import Distribute, Matrix, as_rule, tree_roles
@@ -66,6 +67,7 @@ def scale_by_lanton(
     Raises:
       ValueError: an argument is out of range, or `other_grads` is missing.
     """
+    checks.static(noise_interval=noise_interval, ns_steps=ns_steps)
     shared = dict(
         embedding_scale=embedding_scale,
         ns_steps=ns_steps,
@@ -138,6 +140,11 @@ def lanton(
     Raises:
       ValueError: an argument is out of range.
     """
+    checks.rate(
+        learning_rate=learning_rate,
+        embedding_learning_rate=embedding_learning_rate,
+        vector_learning_rate=vector_learning_rate,
+    )
     rule = as_rule(roles)
 
     def group(rate):
@@ -154,7 +161,7 @@ def lanton(
             distribute=distribute,
         )
         rate = learning_rate if rate is None else rate
-        return descend(direction, rate, weight_decay, weight_decay_mask)
+        return descend(direction, rate, weight_decay, weight_decay_mask, roles)
 
     def labels(params):
         return jax.tree.map(
@@ -163,12 +170,11 @@ def lanton(
             is_leaf=lambda x: isinstance(x, Matrix),
         )
 
-    return optax.partition(
+    return partition(
         {
             "matrix": group(learning_rate),
             "embedding": group(embedding_learning_rate),
             "vector": group(vector_learning_rate),
         },
         labels,
-        mask_compatible_extra_args=True,
     )

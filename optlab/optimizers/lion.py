@@ -67,6 +67,7 @@ def lion(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
+    checks.dtype(mu_dtype=mu_dtype)
     as_rule(roles)
     direction = scale_by_lion(b1, b2, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)

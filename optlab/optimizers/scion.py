@@ -60,6 +60,7 @@ def scale_by_scion(
         embedding_radius=embedding_radius,
         vector_radius=vector_radius,
     )
+    checks.static(ns_steps=ns_steps)
     rule = as_rule(roles)
 
     def radius(role):
@@ -131,6 +132,7 @@ def scion(
     Raises:
       ValueError: an argument is out of range.
     """
+    checks.boolean(constrained=constrained)
     direction = scale_by_scion(
         b1,
         hidden_radius=hidden_radius,

@@ -42,6 +42,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
+from optlab.leaves import over_leaves
 from optlab.matrices.linalg import frobenius_norm
 from optlab.roles import EMBEDDING, Matrix, Rule, as_rule
 from optlab.wrappers.spikes import window_position
@@ -92,9 +93,11 @@ def scale_by_stable_spam(
     """
     checks.fraction(b1=b1, b2=b2, gamma1=gamma1, gamma2=gamma2, gamma3=gamma3)
     checks.non_negative(eps=eps)
+    checks.static(reset_interval=reset_interval, total_steps=total_steps)
     checks.non_negative_int(reset_interval=reset_interval)
     if total_steps is not None:
         checks.positive_int(total_steps=total_steps)
+    checks.dtype(mu_dtype=mu_dtype)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -166,7 +169,7 @@ def scale_by_stable_spam(
             t, *map(cast_like, new, state[1:])
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="stable_spam")
 
 
 def stable_spam(
@@ -229,4 +232,4 @@ def stable_spam(
         roles=roles,
         mu_dtype=mu_dtype,
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
