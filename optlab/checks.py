@@ -109,10 +109,16 @@ def _numbers(good: Callable[[float], bool], rule: str, values: dict[str, Any]) -
                 real or jnp.issubdtype(plain.dtype, jnp.integer)
             )
         else:
-            number = isinstance(plain, int | float) and not isinstance(plain, bool)
-            fine = number and good(plain)
+            fine = _is_plain(plain) and good(plain)
         if not fine:
             raise ValueError(f"{name} must be a number {rule}, got {value!r}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is Python's number, and no integer beyond all floats."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() < 1000
+    return isinstance(value, float)
 
 
 def _is_numpy_scalar(value: Any) -> bool:

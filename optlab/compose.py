@@ -1,6 +1,6 @@
 """How a transform becomes an optimizer: roles, decay, rates and state precision."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -63,11 +63,11 @@ def in_state_dtype(
 
 
 def partition(
-    transforms: Mapping[str, optax.GradientTransformation],
+    transforms: Mapping[Hashable, optax.GradientTransformation],
     labels: Callable[[Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.partition` that masks extra arguments too, over ordinary leaves alone."""
-    tx = optax.partition(dict(transforms), labels, mask_compatible_extra_args=True)
+    tx = optax.partition(transforms, labels, mask_compatible_extra_args=True)
     return over_leaves(tx.init, tx.update)
 
 
@@ -200,7 +200,7 @@ def decay_mask(mask: Any, roles: Any = None) -> Callable[[Any], Any] | None:
             lambda path, leaf: rule(path, leaf) is not VECTOR, params
         )
     entries = jax.tree_util.tree_flatten_with_path(mask)[0]
-    if not all(isinstance(value, bool | np.bool_) for _, value in entries):
+    if not entries or not all(isinstance(x, bool | np.bool_) for _, x in entries):
         raise ValueError(
             "weight_decay_mask must be None, 'matrices', a tree of booleans or a "
             f"function that gives one, got {mask!r}"

@@ -230,7 +230,8 @@ def adahessian(
         which `optlab.is_hessian_step(count, hessian_interval)` tells, `hessian_diag`
         is ignored.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer. Its `update` takes `hessian_diag=`, a tree like the parameters:

@@ -262,7 +262,8 @@ def cosmos(
       ns_dtype: of their products, such as bfloat16 where that is faster. None: the
         momentum's, and at least float32.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.

@@ -132,7 +132,8 @@ def lanton(
       vector_learning_rate: of vectors. None: `learning_rate`.
       embedding_scale: of the sign of embeddings and heads. None: one over the width.
       weight_decay, weight_decay_mask, roles, mu_dtype, distribute: as every matrix
-        method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        method takes them, see :func:`optlab.compose.matrix_optimizer`. Every leaf
+        decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer. With `noise="paired"` its `update` needs `other_grads`.

@@ -21,6 +21,8 @@ aa0f80c, with its coefficients given. Deviations:
   768 x 768 and 4e-8 at 768 x 2048; one triple for all steps over Frobenius' norm leaves
   0.022 and 0.003, Muon's 0.039 and 0.030. `ns_steps=4` leaves 0.0072 and 0.001 for a
   fifth less. Given `ns_coeffs` work as theirs do, over Frobenius' norm.
+* AdamW's `eps` stands beside the corrected root in the other leaves, as in optax; in
+  theirs it stands beside the root before its correction.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
 References:
@@ -102,6 +104,8 @@ def _check_coefficients(ns_coeffs: ShapeCoefficients, steps: int) -> None:
     if ns_coeffs is None:
         return
     given = ns_coeffs.values() if isinstance(ns_coeffs, Mapping) else [ns_coeffs]
+    if not given:
+        raise ValueError("ns_coeffs must have a shape, got an empty dictionary")
     for coeffs in given:
         try:
             resolve_coefficients(coeffs, steps)
@@ -213,7 +217,8 @@ def root(
       ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
         None: the momentum's, and at least float32.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.

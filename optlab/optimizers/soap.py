@@ -18,6 +18,9 @@ Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviation
   are the same, since the basis changes only between two steps.
 * stacked axes and convolutions are matrices by role; theirs has one factor for every
   axis of a tensor. Embeddings and heads get AdamW, whatever their size.
+* in a null space of `L` or `R` (always on the longer side of a matrix at the first
+  call) eigenvectors are arbitrary; here they are the completion of the others that leans
+  on the first coordinates, the same on every machine. Theirs are what LAPACK gives.
 * AdamW's `eps` stands beside the corrected root in the other leaves, as in optax.
 * decay is taken from the parameters before the update, not after it.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
@@ -281,7 +284,8 @@ def soap(
       one_sided: whether only the shorter side is rotated (the input side of square
         matrices), for less state and less work.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.

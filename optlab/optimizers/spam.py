@@ -29,6 +29,9 @@ Deviations:
 * decay is optax's, `lr (direction + wd p)`; theirs comes after the update, O(lr^2)
   apart, and misses sparse leaves.
 * `reset_interval = 0` means never; theirs divides by it.
+* with `reset_interval = 1` every step is a reset: there is no momentum, nothing is
+  clipped, and `s_t` stays at 0.01 if `warmup_steps` is above 0, from the first step on.
+  That follows from the equations; it was not held against their code.
 
 References:
   Huang et al., `SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training
@@ -313,7 +316,9 @@ def spam(
         updated, in (0, 1].
       seed: of the choice of those entries; `update` reads the key in the state.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Decay reaches all entries.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors. Decay reaches all
+        entries of a leaf, whatever the density.
 
     Returns:
       The optimizer.

@@ -20,6 +20,8 @@ first reset. Deviations:
 * the reset comes before the step's moments; theirs uses the old ones once more.
 * AdaClip and AdaGN count all steps; theirs share Adam's count, which a reset sets
   back, and that inflates `qhat` through most of each window.
+* with `total_steps`, `g1` and `b1` stay at half from step `total_steps + 1` on; theirs
+  follow the cosine up again.
 * the norm that `mu` and `nu` take is at most 5e18 (in float32), so that they recover.
 
 References:
@@ -214,7 +216,8 @@ def stable_spam(
       total_steps: of the training, over which `gamma1` and `b1` fall to half by a
         cosine. None: they stay.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.
