@@ -73,9 +73,10 @@ def muon(
     """optax's Muon behind our roles, with an update RMS of 0.2 like Moonlight's.
 
     Stacked layers and convolutions are orthogonalized and embeddings are not; its own
-    default looks at the rank alone. The other leaves get AdamW, as with our other matrix
-    methods, where `optax.contrib.muon` gives them AdamW with Nesterov's momentum: a
-    first step of 0.0100 at a rate of 0.01, against 0.0147. Every leaf decays by default.
+    default looks at the rank alone. The other leaves get AdamW, as with our other
+    matrix methods, where `optax.contrib.muon` gives them AdamW with Nesterov's
+    momentum: a first step of 0.0100 at a rate of 0.01, against 0.0147. Every leaf
+    decays by default.
     """
     checks.fraction(momentum=momentum)
     checks.newton_schulz_steps(ns_steps=ns_steps)
