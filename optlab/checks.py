@@ -111,13 +111,15 @@ def _numbers(good: Callable[[float], bool], rule: str, values: dict[str, Any]) -
         else:
             fine = _is_plain(plain) and good(plain)
         if not fine:
-            raise ValueError(f"{name} must be a number {rule}, got {value!r}")
+            large = isinstance(plain, int) and abs(plain) > _MOST
+            more = "; integers are below 2^31" if large else ""
+            raise ValueError(f"{name} must be a number {rule}, got {value!r}{more}")
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is Python's number, and no integer beyond all floats."""
+    """Whether it is Python's number, and no integer beyond int32: jax takes none."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value.bit_length() < 1000
+        return abs(value) <= _MOST
     return isinstance(value, float)
 
 
