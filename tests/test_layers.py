@@ -9,9 +9,9 @@ import optlab
 ROOT = pathlib.Path(optlab.__file__).parent
 # Each may import those of earlier lines, and those before it on its own line.
 ORDER = [
-    "checks schedules gradients",
+    "dtypes checks schedules gradients",
     "roles",
-    "state matrices options describe compose",
+    "state matrices leaves options decay describe compose",
     "sharding wrappers",
     "optimizers",
     "registry directions inside diagnostics",
