@@ -14,6 +14,8 @@ from optlab.roles import View
 
 # A leaf of so many matrices is a stack that is worked on as it is.
 _STACK = 4
+# Matrices that are worked on at a time: enough to fill a device, and little memory.
+CHUNK_BYTES = 16 * 2**20
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
 
@@ -51,13 +53,16 @@ def map_matrices(
     trees: Sequence[Any],
     factors: Sequence[Any] = (),
     *,
+    made: Callable[..., tuple[jax.Array, ...]] | None = None,
     distribute: Distribute | None = None,
     wide: bool = False,
 ) -> tuple[Any, ...]:
     """Applies `f` to every matrix of some trees, in as few large stacks as it can.
 
     Leaves of one shape share a bucket, in which `f` runs once; without `distribute` a
-    leaf that is a large stack itself has its own.
+    leaf that is a large stack itself has its own. A bucket is worked through in chunks
+    (:func:`chunk_size`), and the resulting matrices are written over the leaves of the
+    first tree, where their memory is free.
 
     Args:
       f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common
@@ -67,6 +72,9 @@ def map_matrices(
       trees: trees of leaves with those views; `f` gets them as `(S, m, n)`.
       factors: trees of arrays that have the stack axes and then axes of their own;
         `f` gets them as `(S, ...)`.
+      made: an elementwise function of the trees' leaves that makes what `f` gets for
+        matrices. Without `distribute` it is computed chunk by chunk, so that nothing of
+        the trees' size is made. None: the leaves themselves.
       distribute: what computes `f` apart, slice by slice, over a mesh.
       wide: `f` commutes with transposition and takes no factors. It gets tall matrices
         transposed, and matrices of one shape share a bucket whichever way round they
@@ -79,13 +87,23 @@ def map_matrices(
       ValueError: a leaf is cut up over an axis of a mesh that is not Auto.
     """
     check_layout(trees)
+    if made is not None and distribute is not None:
+        # What has to be moved is what is worked on, and no more.
+        structure = jax.tree.structure(trees[0])
+        flat = zip(*map(structure.flatten_up_to, trees), strict=True)
+        trees = [
+            structure.unflatten(x) for x in zip(*(made(*x) for x in flat), strict=True)
+        ]
+        made = None
+    if made is not None:
+        f = partial(_after, made, f, len(trees))
     flat_views, treedef = jax.tree.flatten(views, is_leaf=lambda x: isinstance(x, View))
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
     items = []
     for view, *arrays in zip(flat_views, *columns, strict=True):
         matrices = map(view.matrices, arrays[: len(trees)])
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    joined = partial(_joined, f, wide)
+    joined = partial(_joined, f, len(trees), wide)
     results: list[Any] = [None] * len(items)
     for groups in _buckets(items, wide, apart=distribute is None):
         g = joined
@@ -163,12 +181,13 @@ def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _joined(
-    f: Callable[..., Any], wide: bool, *groups: tuple[jax.Array, ...]
+    f: Callable[..., Any], trees: int, wide: bool, *groups: tuple[jax.Array, ...]
 ) -> tuple[Any, ...]:
     """Runs `f` once on the stacks of all groups; gives each its part of the result."""
-
-    if not wide:
-        return (f(*groups[0]),)
+    if len(groups) == 1:
+        m, n = groups[0][0].shape[1:]
+        turned = partial(_turned, f) if wide and m > n else f
+        return (_in_chunks(turned, trees, groups[0]),)
     talls = [group[0].shape[1] > group[0].shape[2] for group in groups]
     turned = [
         [x.mT if tall else x for x in group]
@@ -176,11 +195,90 @@ def _joined(
     ]
     columns = [jnp.concatenate(column) for column in zip(*turned, strict=True)]
     ends = np.cumsum([group[0].shape[0] for group in groups])[:-1]
-    matrix, *rest = f(*columns)
+    matrix, *rest = _in_chunks(f, trees, columns)
     matrix = [None] * len(groups) if matrix is None else jnp.split(matrix, ends)
     return tuple(
         (x.mT if tall and x is not None else x, *others)
         for tall, x, *others in zip(
             talls, matrix, *(jnp.split(y, ends) for y in rest), strict=True
         )
+    )
+
+
+def _after(made, f, trees: int, *arrays: jax.Array) -> tuple[Any, ...]:
+    """`f` of what `made` makes of the matrices, and of the factors."""
+    return f(*made(*arrays[:trees]), *arrays[trees:])
+
+
+def _turned(f: Callable[..., Any], *matrices: jax.Array) -> tuple[Any, ...]:
+    """`f` of the transposed matrices, transposed back."""
+    matrix, *rest = f(*(x.mT for x in matrices))
+    return (None if matrix is None else matrix.mT, *rest)
+
+
+def _in_chunks(
+    f: Callable[..., Any], trees: int, arrays: Sequence[jax.Array]
+) -> tuple[Any, ...]:
+    """`f` on a stack, a chunk of its slices at a time, so that temporaries are small.
+
+    The resulting matrices are written over the first stack, chunk by chunk, and the
+    new factors over the old ones. Where their buffers may be taken, as in a donated
+    step, nothing of the stack's size is made.
+    """
+    stack = arrays[0].shape[0]
+    size = chunk_size(arrays[0].shape, arrays[0].dtype)
+    if size >= stack:
+        return f(*arrays)
+
+    def at(start: int | jax.Array) -> list[jax.Array]:
+        return [lax.dynamic_slice_in_dim(x, start, size) for x in arrays]
+
+    shapes = jax.eval_shape(lambda: f(*at(0)))
+    # What comes out replaces what went in, where that has its shape.
+    inputs = [arrays[0], *arrays[trees:]]
+    inputs += [None] * (len(shapes) - len(inputs))
+    results = [_room(x, given, stack) for x, given in zip(shapes, inputs, strict=False)]
+    places = [0, *range(trees, len(arrays))]
+
+    def body(k, results):
+        # What was written over is read from there; its chunks to come are the old.
+        now = dict(enumerate(arrays))
+        for place, result in zip(places, results, strict=False):
+            if result is not None and _same(result, arrays[place]):
+                now[place] = result
+        start = k * size
+        chunk = [
+            lax.dynamic_slice_in_dim(now[i], start, size) for i in range(len(arrays))
+        ]
+        return [
+            old if old is None else lax.dynamic_update_slice_in_dim(old, new, start, 0)
+            for old, new in zip(results, f(*chunk), strict=True)
+        ]
+
+    return tuple(lax.fori_loop(0, stack // size, body, results))
+
+
+def _room(x: Any, given: Any, stack: int) -> Any:
+    """Where a result goes: over what was given, if it has the same shape."""
+    if x is None:
+        return None
+    shape = (stack, *x.shape[1:])
+    if given is not None and given.shape == shape and given.dtype == x.dtype:
+        return given
+    return jnp.zeros(shape, x.dtype)
+
+
+def _same(x: jax.Array, y: jax.Array) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype
+
+
+def chunk_size(shape: Sequence[int], dtype: Any) -> int:
+    """How many matrices of a stack `(S, m, n)` are worked on at a time.
+
+    The largest divisor of `S` whose matrices take at most `CHUNK_BYTES`, and one.
+    """
+    stack, m, n = shape
+    most = max(CHUNK_BYTES // max(m * n * jnp.dtype(dtype).itemsize, 1), 1)
+    return max(
+        (d for d in range(1, stack + 1) if stack % d == 0 and d <= most), default=1
     )

@@ -14,8 +14,7 @@ but its last one.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,60 +82,89 @@ def steepest_ascent(
     arrays: Sequence[jax.Array],
     layers: Sequence[Layers],
     *,
+    over: Sequence[jax.Array],
     ns_steps: int,
     ns_dtype: Any,
     distribute: Distribute | None,
 ) -> list[jax.Array]:
-    """The LMO of every layer, of unit norm, in the shape of the leaves."""
+    """The LMO of every layer, of unit norm, in the shape of the leaves.
+
+    `over` are arrays like the leaves that it may be written over, if they are of no
+    further use.
+    """
 
     def polar(x):
         return (orthogonalize(x, steps=ns_steps, dtype=ns_dtype),)
 
-    return _by_group(arrays, layers, _ASCENT, polar, distribute)
+    hidden = _on_matrices(polar, (over, arrays), lambda _, x: (x,), layers, distribute)
+    return [
+        layer.scale
+        * (hidden[i][0] if i in hidden else _ASCENT[layer.group](x, layer.axes))
+        for i, (x, layer) in enumerate(zip(arrays, layers, strict=True))
+    ]
 
 
 def dual_norms(
     arrays: Sequence[jax.Array],
+    others: Sequence[jax.Array],
     layers: Sequence[Layers],
     *,
     dual_norm: DualNorm,
     ns_steps: int,
     ns_dtype: Any,
     distribute: Distribute | None,
-) -> list[jax.Array]:
-    """The dual norm of every layer, in the shape of the leaves' stacks.
+    keep: bool = False,
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The dual norm of every layer of a difference, in the shape of the leaves' stacks.
 
     Args:
       arrays: the leaves.
+      others: what is taken off them.
       layers: of each leaf.
       dual_norm: how the nuclear norm is found, see :func:`optlab.noise_adaptive`.
       ns_steps, ns_dtype: of "newton_schulz".
       distribute: how the matrix work is spread.
+      keep: whether the leaves are to be written over `others`, where that saves memory.
+
+    Returns:
+      The norms, and the leaves again.
     """
 
     def newton_schulz(x):
         polar = orthogonalize(x, steps=ns_steps, eps=_TINY, dtype=ns_dtype)
-        return None, jnp.sum(x * polar, axis=(-2, -1))
+        return jnp.sum(x * polar, axis=(-2, -1))
 
     def exact(x):
-        return None, jnp.sum(jnp.linalg.svd(x, compute_uv=False), axis=-1)
+        return jnp.sum(jnp.linalg.svd(x, compute_uv=False), axis=-1)
 
-    if isinstance(dual_norm, str):
-        # The Frobenius norm needs no stacks, and nothing moved.
-        named = {
-            "newton_schulz": newton_schulz,
-            "lanczos": partial(_with, nuclear_norm_estimate),
-            "exact": exact,
-            "frobenius": None,
-        }
-        nuclear = named[dual_norm]
-    else:
-        nuclear = partial(_with, dual_norm)
-    return _by_group(arrays, layers, _DUAL, nuclear, distribute)
+    named = {
+        "newton_schulz": newton_schulz,
+        "lanczos": nuclear_norm_estimate,
+        "exact": exact,
+        "frobenius": None,
+    }
+    nuclear = named[dual_norm] if isinstance(dual_norm, str) else dual_norm
+    hidden, keep = {}, keep and distribute is None
+    if nuclear is not None:  # The Frobenius norm needs no stacks, and nothing moved.
+        hidden = _on_matrices(
+            lambda difference, *same: (*(same or (None,)), nuclear(difference)),
+            (others, arrays),
+            lambda o, x: (_difference(x, o), x)[: 1 + keep],
+            *(layers, distribute),
+        )
+    norms, leaves = [], []
+    for i, (x, other, layer) in enumerate(zip(arrays, others, layers, strict=True)):
+        if i in hidden:
+            same, value = hidden[i]
+        else:
+            same, value = None, _DUAL[layer.group](_difference(x, other), layer.axes)
+        norms.append(layer.scale * value)
+        leaves.append(x if same is None else same)
+    return norms, leaves
 
 
-def _with(norm: Callable[[jax.Array], jax.Array], x: jax.Array) -> tuple:
-    return None, norm(x)
+def _difference(x: jax.Array, other: jax.Array) -> jax.Array:
+    return x - other.astype(x.dtype)
 
 
 def check_dual_norm(dual_norm: DualNorm) -> None:
@@ -146,32 +174,24 @@ def check_dual_norm(dual_norm: DualNorm) -> None:
         checks.one_of(names, dual_norm=dual_norm)
 
 
-def _by_group(
-    arrays: Sequence[jax.Array],
+def _on_matrices(
+    f: Callable[..., tuple[Any, ...]],
+    trees: Sequence[Sequence[jax.Array]],
+    made: Callable[..., tuple[jax.Array, ...]],
     layers: Sequence[Layers],
-    functions: Mapping[str, Callable[[jax.Array, tuple[int, ...]], jax.Array]],
-    stacked: Callable[[jax.Array], tuple] | None,
     distribute: Distribute | None,
-) -> list[jax.Array]:
-    """`scale * f(leaf, axes)`, with `f` by group.
-
-    `stacked` takes the hidden matrices instead, all equal and transposed shapes as one
-    stack, and the last of its results counts.
-    """
-    hidden = [i for i, x in enumerate(layers) if stacked and x.view is not None]
-    found = {}
-    if stacked and hidden:
-        views = [layers[i].view for i in hidden]
-        matrices = [arrays[i] for i in hidden]
-        *_, column = map_matrices(
-            stacked, views, (matrices,), distribute=distribute, wide=True
-        )
-        found = dict(zip(hidden, column, strict=True))
-    results = []
-    for i, (x, layer) in enumerate(zip(arrays, layers, strict=True)):
-        value = found[i] if i in found else functions[layer.group](x, layer.axes)
-        results.append(layer.scale * value)
-    return results
+) -> dict[int, tuple[Any, ...]]:
+    """The results of `f` on the hidden matrices, by place; all of a shape at once."""
+    hidden = [i for i, layer in enumerate(layers) if layer.view is not None]
+    columns = map_matrices(
+        f,
+        [layers[i].view for i in hidden],
+        [[arrays[i] for i in hidden] for arrays in trees],
+        made=made,
+        distribute=distribute,
+        wide=True,
+    )
+    return dict(zip(hidden, zip(*columns, strict=True), strict=True))
 
 
 def _entrywise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -190,7 +190,7 @@ def scale_by_cosmos(
 
         def average(g, m):
             weight = bias_correction(b1, t, g.dtype) / (1 - b1)
-            return (g + b1 * m) / (1 + b1 * weight) if nesterov else m / weight
+            return g, (g + b1 * m) / (1 + b1 * weight) if nesterov else m / weight
 
         directions, basis, covariance, nu = map_matrices(
             partial(
@@ -203,8 +203,9 @@ def scale_by_cosmos(
                 ns_dtype=ns_dtype,
             ),
             tree_views(updates, rule, "cosmos"),
-            (gradients, jax.tree.map(average, gradients, mu)),
+            (gradients, mu),
             (state.basis, state.covariance, state.nu),
+            made=average,
             distribute=distribute,
         )
         mu = cast_like(mu, state.mu)

@@ -67,6 +67,7 @@ def scale_by_lmo(
         found = steepest_ascent(
             leaves,
             tree_layers(updates, rule, embedding_scale),
+            over=jax.tree.leaves(gradients),
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             distribute=distribute,

@@ -157,13 +157,11 @@ def scale_by_root(
         del params, extra
         gradients = to_state_dtype(updates)
         mu = jax.tree.map(lambda g, m: momentum * m + g, gradients, state.mu)
-        x = mu
-        if nesterov:
-            x = jax.tree.map(lambda g, m: g + momentum * m, gradients, mu)
         (directions,) = map_matrices(
             step,
             tree_views(updates, rule, "root"),
-            (x,),
+            (gradients, mu),
+            made=lambda g, m: (g + momentum * m if nesterov else m,),
             distribute=distribute,
             wide=True,
         )

@@ -115,40 +115,41 @@ def noise_adaptive(
         )
 
     def update_fn(updates, state, params=None, **extra):
-        directions, inner_state = inner.update(updates, state.inner, params, **extra)
         layers = tree_layers(updates, rule, embedding_scale)
-        gradients = to_state_dtype(updates)
+        gradients, treedef = jax.tree.flatten(to_state_dtype(updates))
         others = extra.get("other_grads") if paired else state.previous
         if others is None:
             raise ValueError("noise='paired': update needs the argument other_grads")
-        noises, treedef = jax.tree.flatten(state.noise)
+        others = treedef.flatten_up_to(others)
+        noises = treedef.flatten_up_to(state.noise)
 
         def measured():
-            differences = jax.tree.map(
-                lambda g, o: g - o.astype(g.dtype), gradients, others
-            )
-            norms = dual_norms(
-                jax.tree.leaves(differences),
-                layers,
+            norms, same = dual_norms(
+                *(gradients, others, layers),
                 dual_norm=dual_norm,
                 ns_steps=ns_steps,
                 ns_dtype=ns_dtype,
                 distribute=distribute,
+                keep=not paired,
             )
             return [
                 b2 * h + (1 - b2) * jnp.square(_capped(n))
                 for h, n in zip(noises, norms, strict=True)
-            ]
+            ], same
 
         # There is no previous gradient at the first call.
         since = state.count if paired else state.count - 1
         due = (since >= 0) & (since % noise_interval == 0)
         if noise_interval == 1:
             # Only the first call of all has nothing to measure: no branch for that.
-            pairs = zip(measured(), noises, strict=True)
-            noises = [jnp.where(due, fresh, h) for fresh, h in pairs]
+            fresh, previous = measured()
+            noises = [jnp.where(due, f, h) for f, h in zip(fresh, noises, strict=True)]
         else:
-            noises = lax.cond(due, measured, lambda: noises)
+            noises, previous = lax.cond(due, measured, lambda: (noises, gradients))
+        if not paired and distribute is None:
+            after = map(_after, treedef.flatten_up_to(updates), noises)
+            updates = treedef.unflatten(after)
+        directions, inner_state = inner.update(updates, state.inner, params, **extra)
         leaves = [
             (d * jnp.expand_dims(ratio, layer.axes)).astype(d.dtype)
             for d, layer, ratio in zip(
@@ -160,12 +161,24 @@ def noise_adaptive(
         new_state = NoiseAdaptiveState(
             count=state.count + 1,
             noise=treedef.unflatten(noises),
-            previous=() if paired else gradients,
+            previous=() if paired else treedef.unflatten(previous),
             inner=inner_state,
         )
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), new_state
 
     return over_leaves(init_fn, update_fn, real="noise_adaptive", distribute=distribute)
+
+
+def _after(gradient: jax.Array, noise: jax.Array) -> jax.Array:
+    """The gradient, as a value that is there only once its noise has been measured.
+
+    So the direction may be written over it: XLA copies what two loops use, if neither
+    has to wait for the other, and drops `lax.optimization_barrier` before it looks. A
+    noise is never negative, which XLA does not know.
+    """
+    if not noise.size:
+        return gradient
+    return jnp.where(jnp.ravel(noise)[0] < 0, jnp.zeros_like(gradient), gradient)
 
 
 def _capped(norm: jax.Array) -> jax.Array:
