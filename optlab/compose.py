@@ -12,6 +12,7 @@ import optax
 from optlab import checks
 from optlab.dtypes import at_least_float32
 from optlab.leaves import over_leaves
+from optlab.options import DecayOptions, MatrixOptions, Rate, SpreadOptions, pick
 from optlab.roles import VECTOR, as_rule, leaf_name, tree_groups
 from optlab.state import say
 
@@ -215,48 +216,24 @@ def decay_mask(mask: Any, roles: Any = None) -> Callable[[Any], Any] | None:
 
 
 def matrix_optimizer(
-    direction: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
+    direction: Callable[..., optax.GradientTransformation],
+    learning_rate: Rate,
+    options: MatrixOptions,
     *,
-    weight_decay: Any,
-    weight_decay_mask: Any,
-    roles: Any,
-    adam_learning_rate: optax.ScalarOrSchedule | None,
-    adam_b1: Any,
-    adam_b2: Any,
-    adam_eps: Any,
-    adam_weight_decay: Any,
-    mu_dtype: Any,
     adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
     decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
 
-    These are the arguments that every matrix method of the library takes.
-
     Args:
-      direction: the transform of the hidden matrices, without a rate.
+      direction: makes the transform of the hidden matrices, without a rate, from
+        `roles`, `mu_dtype` and `distribute`.
       learning_rate: of the hidden matrices, a number or a schedule. None: no scaling,
         and so the direction itself, which ascends.
-      weight_decay: decoupled, `learning_rate * weight_decay * p` a step; a number or a
-        schedule. At the plain number 0 `update` needs no parameters.
-      weight_decay_mask: which leaves decay. None: all, scales and biases too, as in
-        optax and the authors' code. "matrices": hidden matrices, embeddings and heads,
-        but no vectors. Or a tree of booleans, or a function of the parameters that
-        gives one.
-      roles: a rule (`optlab.default_roles(...)`), or a tree of
-        `optax.contrib.MuonDimensionNumbers`. None: `default_roles()`.
-      adam_learning_rate: of the other leaves. None: `learning_rate`.
-      adam_b1: of the other leaves.
-      adam_b2: of the other leaves.
-      adam_eps: of the other leaves.
-      adam_weight_decay: of the other leaves. None: `weight_decay`.
-      mu_dtype: of all momenta. None: the parameters', and at least float32.
+      options: all of `MatrixOptions`, as :func:`optlab.options.takes` gives them.
       adam: what makes the other leaves' direction, from `adam_b1`, `adam_b2`,
-        `adam_eps` and `mu_dtype`. This one stays inside the library.
-
-    The methods take `distribute` as well: how the matrix work is spread, such as
-    `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.
+        `adam_eps` and `mu_dtype`.
+      decay_start: the first call, from 0, that decays.
 
     Returns:
       The optimizer.
@@ -264,28 +241,37 @@ def matrix_optimizer(
     Raises:
       ValueError: an argument is out of range.
     """
-    checks.fraction(adam_b1=adam_b1, adam_b2=adam_b2)
-    checks.non_negative(adam_eps=adam_eps)
-    checks.dtype(mu_dtype=mu_dtype)
-    checks.rate(learning_rate=learning_rate)
-    checks.decay(weight_decay=weight_decay)
-    if adam_learning_rate is None:
-        adam_learning_rate = learning_rate
-    if adam_weight_decay is None:
-        adam_weight_decay = weight_decay
-    checks.rate(adam_learning_rate=adam_learning_rate)
-    checks.decay(adam_weight_decay=adam_weight_decay)
-    others = adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype)
-    end = partial(
-        descend,
-        weight_decay_mask=weight_decay_mask,
-        roles=roles,
-        decay_start=decay_start,
+    given: dict[str, Any] = dict(options)
+    b1, b2, eps = (given[name] for name in ("adam_b1", "adam_b2", "adam_eps"))
+    checks.fraction(adam_b1=b1, adam_b2=b2)
+    checks.non_negative(adam_eps=eps)
+    checks.dtype(mu_dtype=given["mu_dtype"])
+    decay = pick(DecayOptions, given)
+    rates = {
+        "learning_rate": learning_rate,
+        "adam_learning_rate": given["adam_learning_rate"],
+    }
+    decays = {
+        "weight_decay": decay.pop("weight_decay"),
+        "adam_weight_decay": given["adam_weight_decay"],
+    }
+    # None has the hidden matrices' value.
+    rates, decays = (
+        {name: next(iter(own.values())) if x is None else x for name, x in own.items()}
+        for own in (rates, decays)
     )
+    checks.rate(**rates)
+    checks.decay(**decays)
+    others = adam(b1, b2, eps, mu_dtype=given["mu_dtype"])
+    end = partial(descend, **decay, decay_start=decay_start)
     return by_role(
-        end(direction, learning_rate, weight_decay),
-        end(others, adam_learning_rate, adam_weight_decay),
-        roles,
+        end(
+            direction(**pick(SpreadOptions, given)),
+            rates["learning_rate"],
+            decays["weight_decay"],
+        ),
+        end(others, rates["adam_learning_rate"], decays["adam_weight_decay"]),
+        given["roles"],
     )
 
 

@@ -27,10 +27,11 @@ Roles = Rule | Role | Matrix | Mapping[str, Any] | Any | None
 
 
 class DecayOptions(TypedDict, total=False):
-    """Decoupled weight decay."""
+    """Decoupled weight decay, by roles where the mask says so."""
 
     weight_decay: Number | optax.Schedule
     weight_decay_mask: DecayMask
+    roles: Roles
 
 
 class StateOptions(TypedDict, total=False):
@@ -97,6 +98,12 @@ _MEANING = {
     "adam_eps": "of these leaves.",
     "adam_weight_decay": "of these leaves. None: `weight_decay`.",
 }
+
+
+def pick(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a `TypedDict` of this file names."""
+    return {name: options[name] for name in get_type_hints(kind) if name in options}
+
 
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
 

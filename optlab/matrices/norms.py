@@ -15,7 +15,7 @@ but its last one.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,10 @@ from optlab.roles import Embedding, Matrix, Rule, View
 # Added to the norm that Newton-Schulz divides by: noise has no natural scale.
 _TINY = 1e-30
 
-DualNorm = str | Callable[[jax.Array], jax.Array]
+DualNorm = (
+    Literal["newton_schulz", "lanczos", "exact", "frobenius"]
+    | Callable[[jax.Array], jax.Array]
+)
 
 
 class Layers(NamedTuple):

@@ -21,6 +21,7 @@ References:
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def orthogonalize(
     *,
     steps: int = 5,
     coeffs: Coefficients = MUON,
-    normalize: str = "frobenius",
-    method: str = "auto",
+    normalize: Literal["frobenius", "schatten4"] = "frobenius",
+    method: Literal["auto", "plain", "gram"] = "auto",
     eps: float = _NORM_EPS,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,

@@ -33,12 +33,13 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import (
@@ -50,6 +51,16 @@ from optlab.compose import (
 )
 from optlab.gradients.curvature import is_hessian_step
 from optlab.leaves import over_leaves
+from optlab.options import (
+    DecayOptions,
+    LeafOptions,
+    Number,
+    Rate,
+    Roles,
+    StateOptions,
+    pick,
+    takes,
+)
 from optlab.roles import Embedding, Matrix, Rule, as_rule
 
 
@@ -102,16 +113,16 @@ def _average(d: jax.Array, axes: _Axes, block: bool | int) -> jax.Array:
 
 
 def scale_by_adahessian(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-4,
-    hessian_power: Any = 1.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-4,
+    hessian_power: Number = 1.0,
     *,
     spatial_averaging: bool | int = True,
-    average: str = "abs",
+    average: Literal["abs", "signed"] = "abs",
     hessian_interval: int = 1,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of AdaHessian, for every leaf; `update` takes `hessian_diag=`.
 
@@ -180,20 +191,18 @@ def scale_by_adahessian(
     return over_leaves(init_fn, update_fn, real="adahessian")
 
 
+@takes(LeafOptions)
 def adahessian(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-4,
-    hessian_power: Any = 1.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-4,
+    hessian_power: Number = 1.0,
     spatial_averaging: bool | int = True,
-    average: str = "abs",
+    average: Literal["abs", "signed"] = "abs",
     hessian_interval: int = 1,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    **options: Unpack[LeafOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with the Hessian's diagonal in the place of the gradient's square.
 
@@ -223,9 +232,7 @@ def adahessian(
       hessian_interval: steps that one Hessian diagonal serves. Between Hessian steps,
         which `optlab.is_hessian_step(count, hessian_interval)` tells, `hessian_diag`
         is ignored.
-      weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
-        `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer. Its `update` takes `hessian_diag=`, a tree like the parameters:
@@ -239,7 +246,6 @@ def adahessian(
         spatial_averaging=spatial_averaging,
         average=average,
         hessian_interval=hessian_interval,
-        roles=roles,
-        mu_dtype=mu_dtype,
+        **pick(StateOptions, options),
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    return descend(direction, learning_rate, **pick(DecayOptions, options))

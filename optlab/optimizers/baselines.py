@@ -1,7 +1,7 @@
 """What the methods are compared with: optax's AdamW, SGD and Muon, as entries."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import optax
@@ -10,49 +10,68 @@ from optlab import checks
 from optlab.compose import descend, matrix_optimizer
 from optlab.leaves import over_leaves
 from optlab.matrices.buckets import check_layout
+from optlab.options import DecayOptions, LeafOptions, Number, Rate, pick, takes
 from optlab.roles import as_rule, tree_roles, tree_views
 
 
+@takes(LeafOptions)
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    b1: Number = 0.9,
+    b2: Number = 0.95,
+    eps: Number = 1e-8,
+    **options: Unpack[LeafOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's AdamW with state of at least float32.
+    """optax's AdamW with state of at least float32. Roles decide decay alone.
 
-    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else. Every leaf
-    decays by default.
+    Args:
+      learning_rate: a number or a schedule.
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root of the second moment.
+      **options: see :mod:`optlab.options`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
+    mu_dtype = options.get("mu_dtype")
     checks.dtype(mu_dtype=mu_dtype)
     direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    return descend(direction, learning_rate, **pick(DecayOptions, options))
 
 
+@takes(DecayOptions)
 def sgd(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    momentum: Any = 0.9,
+    momentum: Number = 0.9,
     nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
+    **options: Unpack[DecayOptions],
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's SGD with momentum, and decoupled decay, of every leaf by default.
+    """optax's SGD with momentum, and decoupled decay. Roles decide decay alone.
 
-    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else.
+    Args:
+      learning_rate: a number or a schedule.
+      momentum: decay of the momentum, in [0, 1).
+      nesterov: whether the momentum looks one gradient ahead.
+      **options: see :mod:`optlab.options`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
     """
     checks.fraction(momentum=momentum)
     checks.boolean(nesterov=nesterov)
     direction = optax.trace(momentum, nesterov)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    return descend(direction, learning_rate, **pick(DecayOptions, options))
 
 
 def muon(

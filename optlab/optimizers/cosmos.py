@@ -35,12 +35,13 @@ References:
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import (
@@ -62,6 +63,7 @@ from optlab.matrices.linalg import (
     unit,
 )
 from optlab.matrices.orthogonalize import orthogonalize
+from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import as_rule, tree_views
 
 
@@ -89,7 +91,7 @@ def _directions(
     eps: Any,
     gamma: Any,
     ns_steps: int,
-    ns_dtype: Any,
+    ns_dtype: DTypeLike | None,
 ) -> tuple[jax.Array, ...]:
     """One step on a stack: the direction and the new basis, covariance and nu."""
     g, x = cap_norm(gradient), cap_norm(momentum)
@@ -128,17 +130,17 @@ def _unit_rms(x: jax.Array, eps: Any) -> jax.Array:
 
 
 def scale_by_cosmos(
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
+    b1: Number = 0.95,
+    b2: Number = 0.95,
+    eps: Number = 1e-8,
     rank: int = 64,
-    gamma: Any = 0.2,
+    gamma: Number = 0.2,
     *,
     nesterov: bool = True,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of COSMOS, of RMS one, for trees of hidden matrices only.
@@ -215,27 +217,19 @@ def scale_by_cosmos(
     return over_leaves(init_fn, update_fn, real="cosmos", distribute=distribute)
 
 
+@takes(MatrixOptions)
 def cosmos(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
+    b1: Number = 0.95,
+    b2: Number = 0.95,
+    eps: Number = 1e-8,
     rank: int = 64,
-    gamma: Any = 0.2,
+    gamma: Number = 0.2,
     nesterov: bool = True,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    adam_learning_rate: optax.ScalarOrSchedule | None = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = None,
-    mu_dtype: Any = None,
-    distribute: Distribute | None = None,
+    ns_dtype: DTypeLike | None = None,
+    **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """COSMOS on the hidden matrices, AdamW on embeddings, heads and vectors.
 
@@ -262,9 +256,7 @@ def cosmos(
       ns_steps: Newton-Schulz steps on the rest.
       ns_dtype: of their products, such as bfloat16 where that is faster. None: the
         momentum's, and at least float32.
-      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
-        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -272,24 +264,11 @@ def cosmos(
     Raises:
       ValueError: an argument is out of range.
     """
-    return matrix_optimizer(
-        scale_by_cosmos(
-            *(b1, b2, eps, rank, gamma),
-            nesterov=nesterov,
-            ns_steps=ns_steps,
-            ns_dtype=ns_dtype,
-            roles=roles,
-            mu_dtype=mu_dtype,
-            distribute=distribute,
-        ),
-        learning_rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        roles=roles,
-        adam_learning_rate=adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-        mu_dtype=mu_dtype,
+    direction = partial(
+        scale_by_cosmos,
+        *(b1, b2, eps, rank, gamma),
+        nesterov=nesterov,
+        ns_steps=ns_steps,
+        ns_dtype=ns_dtype,
     )
+    return matrix_optimizer(direction, learning_rate, options)

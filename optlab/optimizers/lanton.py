@@ -20,33 +20,44 @@ References:
   `Noise-adaptive layerwise learning rates <https://arxiv.org/abs/2510.14009>`_, 2025.
 """
 
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import descend, partition
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import DualNorm
 from optlab.optimizers.lmo import scale_by_lmo
+from optlab.options import (
+    DecayOptions,
+    LayerOptions,
+    Number,
+    Rate,
+    Roles,
+    SpreadOptions,
+    pick,
+    takes,
+)
 from optlab.roles import as_rule, tree_groups
 from optlab.wrappers.noise import noise_adaptive
 
 
 def scale_by_lanton(
-    b1: Any = 0.95,
-    b2: Any = 0.9,
-    alpha: Any = 1.0,
-    exponent: Any = 0.5,
+    b1: Number = 0.95,
+    b2: Number = 0.9,
+    alpha: Number = 1.0,
+    exponent: Number = 0.5,
     *,
-    noise: str = "consecutive",
+    noise: Literal["consecutive", "paired"] = "consecutive",
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
-    embedding_scale: Any = 1.0,
+    embedding_scale: Number = 1.0,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of LANTON: `noise_adaptive(scale_by_lmo(...))`.
@@ -58,7 +69,7 @@ def scale_by_lanton(
         :func:`optlab.noise_adaptive`.
       embedding_scale, ns_steps, ns_dtype: of the LMO and of the norm, see
         :func:`optlab.scale_by_lmo`.
-      roles, mu_dtype, distribute: see :func:`optlab.compose.matrix_optimizer`.
+      roles, mu_dtype, distribute: see :mod:`optlab.options`.
 
     Returns:
       The transform; its state is that of the noise around that of the momentum. With
@@ -68,13 +79,13 @@ def scale_by_lanton(
       ValueError: an argument is out of range, or `other_grads` is missing.
     """
     checks.static(noise_interval=noise_interval, ns_steps=ns_steps)
-    shared = dict(
-        embedding_scale=embedding_scale,
-        ns_steps=ns_steps,
-        ns_dtype=ns_dtype,
-        roles=roles,
-        distribute=distribute,
-    )
+    shared: dict[str, Any] = {
+        "embedding_scale": embedding_scale,
+        "ns_steps": ns_steps,
+        "ns_dtype": ns_dtype,
+        "roles": roles,
+        "distribute": distribute,
+    }
     return noise_adaptive(
         scale_by_lmo(b1, mu_dtype=mu_dtype, **shared),
         *(b2, alpha, exponent),
@@ -85,26 +96,23 @@ def scale_by_lanton(
     )
 
 
+@takes(LayerOptions)
 def lanton(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.9,
-    alpha: Any = 1.0,
-    exponent: Any = 0.5,
-    noise: str = "consecutive",
+    b1: Number = 0.95,
+    b2: Number = 0.9,
+    alpha: Number = 1.0,
+    exponent: Number = 0.5,
+    noise: Literal["consecutive", "paired"] = "consecutive",
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    embedding_learning_rate: optax.ScalarOrSchedule | None = None,
-    vector_learning_rate: optax.ScalarOrSchedule | None = None,
-    embedding_scale: Any = 1.0,
-    roles: Any = None,
-    mu_dtype: Any = None,
-    distribute: Distribute | None = None,
+    ns_dtype: DTypeLike | None = None,
+    embedding_learning_rate: Rate = None,
+    vector_learning_rate: Rate = None,
+    embedding_scale: Number = 1.0,
+    **options: Unpack[LayerOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """LANTON: an LMO step for every group, with noise-adaptive layerwise rates.
 
@@ -131,9 +139,7 @@ def lanton(
       embedding_learning_rate: of embeddings and heads. None: `learning_rate`.
       vector_learning_rate: of vectors. None: `learning_rate`.
       embedding_scale: of the sign of embeddings and heads. None: one over the width.
-      weight_decay, weight_decay_mask, roles, mu_dtype, distribute: as every matrix
-        method takes them, see :func:`optlab.compose.matrix_optimizer`. Every leaf
-        decays by default; `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer. With `noise="paired"` its `update` needs `other_grads`.
@@ -146,7 +152,7 @@ def lanton(
         embedding_learning_rate=embedding_learning_rate,
         vector_learning_rate=vector_learning_rate,
     )
-    rule = as_rule(roles)
+    rule = as_rule(options.get("roles"))
 
     def group(rate):
         direction = scale_by_lanton(
@@ -157,12 +163,10 @@ def lanton(
             embedding_scale=embedding_scale,
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
-            roles=roles,
-            mu_dtype=mu_dtype,
-            distribute=distribute,
+            **pick(SpreadOptions, options),
         )
         rate = learning_rate if rate is None else rate
-        return descend(direction, rate, weight_decay, weight_decay_mask, roles)
+        return descend(direction, rate, **pick(DecayOptions, options))
 
     def labels(params):
         return tree_groups(params, rule)

@@ -16,26 +16,32 @@ References:
   <https://arxiv.org/abs/2302.06675>`_, 2023.
 """
 
-from typing import Any
+from typing import Unpack
 
 import optax
 
 from optlab import checks
 from optlab.compose import descend
-from optlab.roles import as_rule
+from optlab.options import (
+    DecayOptions,
+    LeafOptions,
+    Number,
+    Rate,
+    StateOptions,
+    pick,
+    takes,
+)
 
 scale_by_lion = optax.scale_by_lion
 
 
+@takes(LeafOptions)
 def lion(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    b1: Number = 0.9,
+    b2: Number = 0.99,
+    **options: Unpack[LeafOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.lion` behind this library's masks, checks and precision of state.
 
@@ -55,9 +61,7 @@ def lion(
       learning_rate: a number or a schedule.
       b1: weight of the momentum in the direction, in [0, 1).
       b2: decay of the momentum, in [0, 1).
-      weight_decay, weight_decay_mask, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
-        `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
       roles: what `weight_decay_mask="matrices"` goes by. Every leaf gets the same step,
         so they decide nothing else.
 
@@ -68,7 +72,5 @@ def lion(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
-    checks.dtype(mu_dtype=mu_dtype)
-    as_rule(roles)
-    direction = scale_by_lion(b1, b2, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    direction = scale_by_lion(b1, b2, **pick(StateOptions, options))
+    return descend(direction, learning_rate, **pick(DecayOptions, options))

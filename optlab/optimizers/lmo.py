@@ -1,16 +1,18 @@
 """Steepest ascent of the momentum, the LMO of each group: LANTON's and Scion's."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import cast_like, to_state_dtype, zero_state
 from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import steepest_ascent, tree_layers
+from optlab.options import Number, Roles
 from optlab.roles import as_rule
 
 
@@ -22,13 +24,13 @@ class ScaleByLmoState(NamedTuple):
 
 
 def scale_by_lmo(
-    b1: Any = 0.95,
+    b1: Number = 0.95,
     *,
-    embedding_scale: Any = 1.0,
+    embedding_scale: Number = 1.0,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The steepest ascent of the momentum in each group's norm: LANTON's and Scion's.
@@ -40,7 +42,7 @@ def scale_by_lmo(
       ns_steps: Newton-Schulz steps on hidden matrices.
       ns_dtype: of their products, such as bfloat16 where that is faster. None: the
         momentum's, and at least float32.
-      roles, mu_dtype, distribute: see :func:`optlab.compose.matrix_optimizer`.
+      roles, mu_dtype, distribute: see :mod:`optlab.options`.
 
     Returns:
       The transform; its state holds one momentum.

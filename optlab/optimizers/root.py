@@ -33,11 +33,12 @@ References:
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
@@ -49,6 +50,7 @@ from optlab.matrices.coefficients.presets import (
     resolve_coefficients,
 )
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
+from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import as_rule, tree_views
 from optlab.wrappers.outliers import clip_to_quantile
 
@@ -71,7 +73,7 @@ def _directions(
     quantile: float,
     ns_steps: int,
     ns_coeffs: ShapeCoefficients,
-    ns_dtype: Any,
+    ns_dtype: DTypeLike | None,
 ) -> tuple[jax.Array]:
     """The directions of a stack `(S, m, n)` of momenta."""
     clipped = clip_to_quantile(linalg.cap_norm(x), quantile)
@@ -114,15 +116,15 @@ def _check_coefficients(ns_coeffs: ShapeCoefficients, steps: int) -> None:
 
 
 def scale_by_root(
-    momentum: Any = 0.95,
+    momentum: Number = 0.95,
     *,
     nesterov: bool = True,
     quantile: float = 0.9,
     ns_steps: int = 5,
     ns_coeffs: ShapeCoefficients = None,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of ROOT, of RMS about 0.2, for trees of hidden matrices only.
@@ -171,25 +173,17 @@ def scale_by_root(
     return over_leaves(init_fn, update_fn, real="root", distribute=distribute)
 
 
+@takes(MatrixOptions)
 def root(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    momentum: Any = 0.95,
+    momentum: Number = 0.95,
     nesterov: bool = True,
     quantile: float = 0.9,
     ns_steps: int = 5,
     ns_coeffs: ShapeCoefficients = None,
-    ns_dtype: Any = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    adam_learning_rate: optax.ScalarOrSchedule | None = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = None,
-    mu_dtype: Any = None,
-    distribute: Distribute | None = None,
+    ns_dtype: DTypeLike | None = None,
+    **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """ROOT on the hidden matrices, AdamW on embeddings, heads and vectors.
 
@@ -214,9 +208,7 @@ def root(
         triple for each step.
       ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
         None: the momentum's, and at least float32.
-      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
-        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -224,26 +216,13 @@ def root(
     Raises:
       ValueError: an argument is out of range.
     """
-    return matrix_optimizer(
-        scale_by_root(
-            momentum,
-            nesterov=nesterov,
-            quantile=quantile,
-            ns_steps=ns_steps,
-            ns_coeffs=ns_coeffs,
-            ns_dtype=ns_dtype,
-            roles=roles,
-            mu_dtype=mu_dtype,
-            distribute=distribute,
-        ),
-        learning_rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        roles=roles,
-        adam_learning_rate=adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-        mu_dtype=mu_dtype,
+    direction = partial(
+        scale_by_root,
+        momentum,
+        nesterov=nesterov,
+        quantile=quantile,
+        ns_steps=ns_steps,
+        ns_coeffs=ns_coeffs,
+        ns_dtype=ns_dtype,
     )
+    return matrix_optimizer(direction, learning_rate, options)

@@ -26,28 +26,30 @@ References:
   <https://arxiv.org/abs/2502.07529>`_, 2025.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import descend
 from optlab.matrices.buckets import Distribute
 from optlab.optimizers.lmo import scale_by_lmo
+from optlab.options import Number, Rate, Roles, SpreadOptions, takes
 from optlab.roles import Embedding, Matrix, as_rule, tree_roles
 
 
 def scale_by_scion(
-    b1: Any = 0.9,
+    b1: Number = 0.9,
     *,
-    hidden_radius: Any = 50.0,
-    embedding_radius: Any = 3000.0,
-    vector_radius: Any = 1.0,
+    hidden_radius: Number = 50.0,
+    embedding_radius: Number = 3000.0,
+    vector_radius: Number = 1.0,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Scion, `rho LMO(B)`; the arguments are :func:`optlab.scion`'s.
@@ -88,19 +90,18 @@ def scale_by_scion(
     return optax.chain(lmo, optax.stateless(to_radius))
 
 
+@takes(SpreadOptions)
 def scion(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
+    b1: Number = 0.9,
     constrained: bool = True,
-    hidden_radius: Any = 50.0,
-    embedding_radius: Any = 3000.0,
-    vector_radius: Any = 1.0,
+    hidden_radius: Number = 50.0,
+    embedding_radius: Number = 3000.0,
+    vector_radius: Number = 1.0,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
-    distribute: Distribute | None = None,
+    ns_dtype: DTypeLike | None = None,
+    **options: Unpack[SpreadOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Scion on every leaf, with the norm of its role.
 
@@ -127,8 +128,7 @@ def scion(
       ns_steps: Newton-Schulz steps on hidden matrices.
       ns_dtype: of their products, such as bfloat16 where that is faster. None: the
         momentum's, and at least float32.
-      roles, mu_dtype, distribute: as every matrix method takes them, see
-        :func:`optlab.compose.matrix_optimizer`.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -144,8 +144,6 @@ def scion(
         vector_radius=vector_radius,
         ns_steps=ns_steps,
         ns_dtype=ns_dtype,
-        roles=roles,
-        mu_dtype=mu_dtype,
-        distribute=distribute,
+        **options,
     )
     return descend(direction, learning_rate, 1.0 if constrained else 0.0)

@@ -31,12 +31,13 @@ References:
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import (
@@ -50,6 +51,7 @@ from optlab.compose import (
 from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
+from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import View, as_rule, tree_views
 
 
@@ -129,15 +131,15 @@ def _directions(
 
 
 def scale_by_soap(
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
+    b1: Number = 0.95,
+    b2: Number = 0.95,
+    eps: Number = 1e-8,
     precondition_interval: int = 10,
     max_dim: int = 10000,
     *,
     one_sided: bool = False,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of SOAP, for trees of hidden matrices only; zero at the first call.
@@ -239,25 +241,17 @@ def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+@takes(MatrixOptions, adam_b1=0.95)
 def soap(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
+    b1: Number = 0.95,
+    b2: Number = 0.95,
+    eps: Number = 1e-8,
     precondition_interval: int = 10,
     max_dim: int = 10000,
     one_sided: bool = False,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    adam_learning_rate: optax.ScalarOrSchedule | None = None,
-    adam_b1: Any = 0.95,
-    adam_b2: Any = 0.95,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = None,
-    mu_dtype: Any = None,
-    distribute: Distribute | None = None,
+    **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP on the hidden matrices, AdamW on embeddings, heads and vectors.
 
@@ -283,9 +277,7 @@ def soap(
       max_dim: a side longer than this keeps the identity for a basis.
       one_sided: whether only the shorter side is rotated (the input side of square
         matrices), for less state and less work.
-      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
-        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -293,24 +285,11 @@ def soap(
     Raises:
       ValueError: an argument is out of range.
     """
+    direction = partial(
+        scale_by_soap,
+        *(b1, b2, eps, precondition_interval, max_dim),
+        one_sided=one_sided,
+    )
     return matrix_optimizer(
-        scale_by_soap(
-            *(b1, b2, eps, precondition_interval, max_dim),
-            one_sided=one_sided,
-            roles=roles,
-            mu_dtype=mu_dtype,
-            distribute=distribute,
-        ),
-        learning_rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        roles=roles,
-        adam_learning_rate=adam_learning_rate,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
-        adam_eps=adam_eps,
-        adam_weight_decay=adam_weight_decay,
-        mu_dtype=mu_dtype,
-        adam=_adam_from_second_call,
-        decay_start=1,
+        direction, learning_rate, options, adam=_adam_from_second_call, decay_start=1
     )

@@ -38,13 +38,14 @@ References:
   <https://arxiv.org/abs/2501.06842>`_, 2025.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import (
@@ -55,6 +56,16 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.leaves import over_leaves
+from optlab.options import (
+    DecayOptions,
+    LeafOptions,
+    Number,
+    Rate,
+    Roles,
+    StateOptions,
+    pick,
+    takes,
+)
 from optlab.roles import Matrix, View, as_rule
 from optlab.schedules import share_of
 from optlab.wrappers.spikes import (
@@ -116,18 +127,18 @@ def _kept(density: float, n: int) -> int:
 
 
 def scale_by_spam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    spike_threshold: Any = 5000.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-6,
+    spike_threshold: Number = 5000.0,
     *,
     reset_interval: int = 500,
     warmup_steps: int = 150,
     clip_start_step: int = 20,
     density: float = 1.0,
     seed: int = 0,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of SPAM, for every leaf.
 
@@ -225,10 +236,10 @@ def spike_shares(
     updates: optax.Updates,
     state: ScaleBySpamState,
     *,
-    spike_threshold: Any = 5000.0,
+    spike_threshold: Number = 5000.0,
     reset_interval: int = 500,
     clip_start_step: int = 20,
-    roles: Any = None,
+    roles: Roles = None,
 ) -> optax.Updates:
     """How much of each layer the next update would clip.
 
@@ -270,22 +281,20 @@ def spike_shares(
     )
 
 
+@takes(LeafOptions)
 def spam(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    spike_threshold: Any = 5000.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-6,
+    spike_threshold: Number = 5000.0,
     reset_interval: int = 500,
     warmup_steps: int = 150,
     clip_start_step: int = 20,
     density: float = 1.0,
     seed: int = 0,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    **options: Unpack[LeafOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adam that clips spikes and starts its moments afresh every so many steps.
 
@@ -315,10 +324,7 @@ def spam(
       density: part of each row of the hidden matrices that has moments and is
         updated, in (0, 1].
       seed: of the choice of those entries; `update` reads the key in the state.
-      weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
-        `weight_decay_mask="matrices"` spares vectors. Decay reaches all
-        entries of a leaf, whatever the density.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -333,7 +339,6 @@ def spam(
         clip_start_step=clip_start_step,
         density=density,
         seed=seed,
-        roles=roles,
-        mu_dtype=mu_dtype,
+        **pick(StateOptions, options),
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    return descend(direction, learning_rate, **pick(DecayOptions, options))

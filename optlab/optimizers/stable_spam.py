@@ -29,11 +29,12 @@ References:
   <https://arxiv.org/abs/2502.17055>`_, 2025.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import (
@@ -46,6 +47,16 @@ from optlab.compose import (
 )
 from optlab.leaves import over_leaves
 from optlab.matrices.linalg import frobenius_norm
+from optlab.options import (
+    DecayOptions,
+    LeafOptions,
+    Number,
+    Rate,
+    Roles,
+    StateOptions,
+    pick,
+    takes,
+)
 from optlab.roles import Embedding, Matrix, Rule, as_rule
 from optlab.wrappers.spikes import window_position
 
@@ -70,17 +81,17 @@ def _tensor_axes(path: Any, leaf: Any, rule: Rule) -> tuple[int, ...]:
 
 
 def scale_by_stable_spam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
     *,
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
-    gamma3: Any = 0.999,
+    gamma1: Number = 0.7,
+    gamma2: Number = 0.9,
+    gamma3: Number = 0.999,
     reset_interval: int = 1000,
     total_steps: int | None = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    roles: Roles = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Stable-SPAM, for every leaf.
 
@@ -174,21 +185,19 @@ def scale_by_stable_spam(
     return over_leaves(init_fn, update_fn, real="stable_spam")
 
 
+@takes(LeafOptions)
 def stable_spam(
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: Rate,
     *,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
-    gamma3: Any = 0.999,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    gamma1: Number = 0.7,
+    gamma2: Number = 0.9,
+    gamma3: Number = 0.999,
     reset_interval: int = 1000,
     total_steps: int | None = None,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    roles: Any = None,
-    mu_dtype: Any = None,
+    **options: Unpack[LeafOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Adam behind an adaptive clip and an adaptive norm, with moment resets.
 
@@ -215,9 +224,7 @@ def stable_spam(
         take 500 in their FP4 example.
       total_steps: of the training, over which `gamma1` and `b1` fall to half by a
         cosine. None: they stay.
-      weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
-        `weight_decay_mask="matrices"` spares vectors.
+      **options: see :mod:`optlab.options`.
 
     Returns:
       The optimizer.
@@ -232,7 +239,6 @@ def stable_spam(
         gamma3=gamma3,
         reset_interval=reset_interval,
         total_steps=total_steps,
-        roles=roles,
-        mu_dtype=mu_dtype,
+        **pick(StateOptions, options),
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
+    return descend(direction, learning_rate, **pick(DecayOptions, options))

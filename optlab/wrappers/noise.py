@@ -1,13 +1,14 @@
 """Steps that shrink layer by layer where the gradient noise is large."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from optlab import checks
 from optlab.compose import state_dtype, to_state_dtype, zero_state
@@ -20,6 +21,7 @@ from optlab.matrices.norms import (
     dual_norms,
     tree_layers,
 )
+from optlab.options import Number, Roles
 from optlab.roles import as_rule
 
 
@@ -34,17 +36,17 @@ class NoiseAdaptiveState(NamedTuple):
 
 def noise_adaptive(
     direction: optax.GradientTransformation,
-    b2: Any = 0.9,
-    alpha: Any = 1.0,
-    exponent: Any = 0.5,
+    b2: Number = 0.9,
+    alpha: Number = 1.0,
+    exponent: Number = 0.5,
     *,
-    noise: str = "consecutive",
+    noise: Literal["consecutive", "paired"] = "consecutive",
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
-    embedding_scale: Any = 1.0,
+    embedding_scale: Number = 1.0,
     ns_steps: int = 5,
-    ns_dtype: Any = None,
-    roles: Any = None,
+    ns_dtype: DTypeLike | None = None,
+    roles: Roles = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales each layer of a direction down where the gradient noise is large.
@@ -74,7 +76,7 @@ def noise_adaptive(
         `(S, m, n)` to `(S,)`, applied to either of a matrix and its transpose.
       embedding_scale: see :func:`optlab.scale_by_lmo`.
       ns_steps, ns_dtype: of "newton_schulz".
-      roles, distribute: see :func:`optlab.compose.matrix_optimizer`.
+      roles, distribute: see :mod:`optlab.options`.
 
     Returns:
       The transform. Its state holds one number a layer and, if consecutive, one

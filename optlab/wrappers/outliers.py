@@ -1,7 +1,5 @@
 """ROOT's soft threshold: matrices clipped at a quantile of their absolute values."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,13 +9,14 @@ from optlab.compose import cast_like, to_state_dtype
 from optlab.leaves import over_leaves
 from optlab.matrices import linalg
 from optlab.matrices.buckets import Distribute, map_matrices
+from optlab.options import Roles
 from optlab.roles import Matrix, as_rule, tree_views
 
 
 def clip_outliers(
     quantile: float = 0.9,
     *,
-    roles: Any = None,
+    roles: Roles = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ROOT's soft threshold alone: clips each hidden matrix at a quantile of itself.

@@ -17,6 +17,7 @@ import optax
 from optlab import checks
 from optlab.compose import cast_like, state_dtype, to_state_dtype, zero_state
 from optlab.leaves import over_leaves
+from optlab.options import Number
 
 
 class ClipSpikesState(NamedTuple):
@@ -34,8 +35,8 @@ class ResetEveryState(NamedTuple):
 
 
 def clip_spikes(
-    spike_threshold: Any = 5000.0,
-    b2: Any = 0.999,
+    spike_threshold: Number = 5000.0,
+    b2: Number = 0.999,
     *,
     reset_interval: int = 500,
     clip_start_step: int = 20,
