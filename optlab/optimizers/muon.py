@@ -1,0 +1,264 @@
+"""Muon: the momentum of a matrix, orthogonalized.
+
+For a matrix `W` of shape `(d_in, d_out)` with gradient `G`, at step `t = 1, 2, ...`::
+
+    M_t = mu M_{t-1} + (1 - mu) G
+    X   = mu M_t / (1 - mu^(t+1)) + (1 - mu) G / (1 - mu^t)     Nesterov
+    X   = M_t / (1 - mu^t)                                      without
+    direction = s NS_K(X / (|X| + eps))
+
+with `s = 0.2 sqrt(max(d_in, d_out))`, which gives every update an RMS of about 0.2
+(Moonlight's choice), or with `s = sqrt(max(1, d_out / d_in))`, Jordan's, for
+`consistent_rms=None`.
+
+The numbers are those of `optax.contrib.muon` (0.2.8), float32 to 1e-6 and float64 to
+1e-12, and this one works on whole matrices over a mesh. Deviations from it:
+
+* roles decide which leaves are hidden matrices, and stacks are worked on slice by
+  slice; optax's default takes every leaf of two axes and no other.
+* by default the RMS of an update is 0.2, where optax has Jordan's scale.
+* by default the other leaves get Adam with `adam_b2=0.95` and decay like the matrices.
+  optax gives them NAdam (with Nesterov's momentum), b2 = 0.999 and no decay:
+  `adam_nesterov=True, adam_b2=0.999, adam_weight_decay=0`.
+* state has at least float32, and holds no coefficients.
+* `normalize="schatten4"` is optax's preconditioning "schatten". There a matrix with a
+  norm below 1e-4 stays smaller than one; here it does not.
+* wide and tall matrices use the Gram form of Newton-Schulz where that is cheaper: the
+  same polynomial, rounded otherwise.
+
+References:
+  Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
+  Liu et al., `Muon is Scalable for LLM Training
+  <https://arxiv.org/abs/2502.16982>`_, 2025.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optlab import checks
+from optlab.compose import (
+    bias_correction,
+    cast_like,
+    matrix_optimizer,
+    to_state_dtype,
+    zero_state,
+)
+from optlab.matrices.buckets import Distribute, map_matrices
+from optlab.matrices.coefficients.fit import NORMALIZATIONS
+from optlab.matrices.coefficients.presets import (
+    PRESETS,
+    fit_coefficients,
+    resolve_coefficients,
+)
+from optlab.matrices.orthogonalize import Coefficients, orthogonalize
+from optlab.roles import View, as_rule, tree_views
+
+_FITTED = "fitted"
+
+
+class ScaleByMuonState(NamedTuple):
+    """State of Muon."""
+
+    count: jax.Array  # ()
+    mu: optax.Updates  # M, as the parameters
+
+
+def _orthogonal(
+    x: jax.Array,
+    *,
+    eps: Any,
+    ns_steps: int,
+    ns_coeffs: Coefficients,
+    normalize: str,
+    ns_dtype: Any,
+) -> tuple[jax.Array]:
+    """The polar factors of a stack `(S, m, n)` of momenta, or what comes near them."""
+    if isinstance(ns_coeffs, str) and ns_coeffs == _FITTED:
+        m, n = x.shape[-2:]
+        ns_coeffs = fit_coefficients(
+            (m, n), ns_steps, per_step=True, normalize=normalize
+        )
+    return (
+        orthogonalize(
+            x,
+            steps=ns_steps,
+            coeffs=ns_coeffs,
+            normalize=normalize,
+            eps=eps,
+            dtype=ns_dtype,
+        ),
+    )
+
+
+def _scale(view: View, consistent_rms: Any) -> Any:
+    """What an orthogonal matrix `(d_in, d_out)` is multiplied by."""
+    if consistent_rms is None:
+        return math.sqrt(max(1.0, view.n / view.m))
+    return consistent_rms * math.sqrt(max(view.m, view.n))
+
+
+def scale_by_muon(
+    momentum: Any = 0.95,
+    *,
+    nesterov: bool = True,
+    eps: Any = 1e-8,
+    ns_steps: int = 5,
+    ns_coeffs: Coefficients = "muon",
+    normalize: str = "frobenius",
+    ns_dtype: Any = None,
+    consistent_rms: float | None = 0.2,
+    roles: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of Muon, for trees of hidden matrices only.
+
+    See :func:`optlab.muon` for the arguments.
+
+    Raises:
+      ValueError: an argument is out of range, or a leaf is no matrix.
+    """
+    checks.fraction(momentum=momentum)
+    checks.non_negative(eps=eps)
+    checks.positive_int(ns_steps=ns_steps)
+    checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
+    checks.positive(consistent_rms=consistent_rms)
+    if isinstance(ns_coeffs, str):
+        checks.one_of((*PRESETS, _FITTED), ns_coeffs=ns_coeffs)
+    if not isinstance(ns_coeffs, str) or ns_coeffs != _FITTED:
+        ns_coeffs = resolve_coefficients(ns_coeffs, ns_steps)
+    rule = as_rule(roles)
+    step = partial(
+        _orthogonal,
+        eps=eps,
+        ns_steps=ns_steps,
+        ns_coeffs=ns_coeffs,
+        normalize=normalize,
+        ns_dtype=ns_dtype,
+    )
+
+    def init_fn(params):
+        tree_views(params, rule, "muon")
+        return ScaleByMuonState(jnp.zeros([], jnp.int32), zero_state(params, mu_dtype))
+
+    def update_fn(updates, state, params=None, **extra):
+        del params, extra
+        t = state.count + 1
+        gradients = to_state_dtype(updates)
+        mu = jax.tree.map(
+            lambda g, m: momentum * m + (1 - momentum) * g, gradients, state.mu
+        )
+
+        def hat(x, t):
+            return x / bias_correction(momentum, t, x.dtype)
+
+        if nesterov:
+            x = jax.tree.map(
+                lambda g, m: momentum * hat(m, t + 1) + (1 - momentum) * hat(g, t),
+                *(gradients, mu),
+            )
+        else:
+            x = jax.tree.map(lambda m: hat(m, t), mu)
+        views = tree_views(updates, rule, "muon")
+        (orthogonal,) = map_matrices(
+            step, views, (x,), distribute=distribute, wide=True
+        )
+        directions = jax.tree.map(
+            lambda o, view: _scale(view, consistent_rms) * o, orthogonal, views
+        )
+        state = ScaleByMuonState(t, cast_like(mu, state.mu))
+        return cast_like(directions, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: Any = 0.95,
+    nesterov: bool = True,
+    eps: Any = 1e-8,
+    ns_steps: int = 5,
+    ns_coeffs: Coefficients = "muon",
+    normalize: str = "frobenius",
+    ns_dtype: Any = None,
+    consistent_rms: float | None = 0.2,
+    weight_decay: Any = 0.0,
+    weight_decay_mask: Any = None,
+    roles: Any = None,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    adam_b1: Any = 0.9,
+    adam_b2: Any = 0.95,
+    adam_eps: Any = 1e-8,
+    adam_nesterov: bool = False,
+    adam_weight_decay: Any = None,
+    mu_dtype: Any = None,
+    distribute: Distribute | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Muon on the hidden matrices, AdamW on embeddings, heads and vectors.
+
+    The equations and the deviations from `optax.contrib.muon` stand in
+    :mod:`optlab.optimizers.muon`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.muon(2e-2, weight_decay=0.1)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+
+    Args:
+      learning_rate: of the hidden matrices, a number or a schedule.
+      momentum: decay of the momentum, in [0, 1).
+      nesterov: whether the momentum looks one gradient ahead.
+      eps: added to the matrix's norm.
+      ns_steps: Newton-Schulz steps.
+      ns_coeffs: a name in `optlab.matrices.coefficients.presets.PRESETS`, a triple, or
+        `ns_steps` of them. "fitted": those of :func:`optlab.fit_coefficients` for each
+        shape, a triple for each step.
+      normalize: the norm that the matrix is divided by, "frobenius" or "schatten4".
+      ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
+        None: the momentum's, and at least float32.
+      consistent_rms: RMS of an update at rate one, whatever the shape. None: the scale
+        is `sqrt(max(1, d_out / d_in))`.
+      adam_nesterov: whether the other leaves get NAdam instead of Adam.
+      weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    return matrix_optimizer(
+        scale_by_muon(
+            momentum,
+            nesterov=nesterov,
+            eps=eps,
+            ns_steps=ns_steps,
+            ns_coeffs=ns_coeffs,
+            normalize=normalize,
+            ns_dtype=ns_dtype,
+            consistent_rms=consistent_rms,
+            roles=roles,
+            mu_dtype=mu_dtype,
+            distribute=distribute,
+        ),
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        adam_learning_rate=adam_learning_rate,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        adam_eps=adam_eps,
+        adam_weight_decay=adam_weight_decay,
+        mu_dtype=mu_dtype,
+        adam=partial(optax.scale_by_adam, nesterov=adam_nesterov),
+    )
