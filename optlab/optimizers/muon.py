@@ -58,8 +58,6 @@ from optlab.matrices.coefficients.presets import (
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
 from optlab.roles import View, as_rule, tree_views
 
-_FITTED = "fitted"
-
 
 class ScaleByMuonState(NamedTuple):
     """State of Muon."""
@@ -73,12 +71,12 @@ def _orthogonal(
     *,
     eps: Any,
     ns_steps: int,
-    ns_coeffs: Coefficients,
+    ns_coeffs: Coefficients | None,
     normalize: str,
     ns_dtype: Any,
 ) -> tuple[jax.Array]:
-    """The polar factors of a stack `(S, m, n)` of momenta, or what comes near them."""
-    if isinstance(ns_coeffs, str) and ns_coeffs == _FITTED:
+    """A stack `(S, m, n)` of momenta, orthogonalized; None fits the coefficients."""
+    if ns_coeffs is None:
         m, n = x.shape[-2:]
         ns_coeffs = fit_coefficients(
             (m, n), ns_steps, per_step=True, normalize=normalize
@@ -128,16 +126,16 @@ def scale_by_muon(
     checks.positive_int(ns_steps=ns_steps)
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
     checks.positive(consistent_rms=consistent_rms)
-    if isinstance(ns_coeffs, str):
-        checks.one_of((*PRESETS, _FITTED), ns_coeffs=ns_coeffs)
-    if not isinstance(ns_coeffs, str) or ns_coeffs != _FITTED:
-        ns_coeffs = resolve_coefficients(ns_coeffs, ns_steps)
+    named = isinstance(ns_coeffs, str)
+    if named:
+        checks.one_of((*PRESETS, "fitted"), ns_coeffs=ns_coeffs)
+    fitted = named and ns_coeffs == "fitted"
     rule = as_rule(roles)
     step = partial(
         _orthogonal,
         eps=eps,
         ns_steps=ns_steps,
-        ns_coeffs=ns_coeffs,
+        ns_coeffs=None if fitted else resolve_coefficients(ns_coeffs, ns_steps),
         normalize=normalize,
         ns_dtype=ns_dtype,
     )
