@@ -27,6 +27,8 @@ from optlab.optimizers.lanton import scale_by_lanton as scale_by_lanton
 from optlab.optimizers.lion import lion as lion
 from optlab.optimizers.lion import scale_by_lion as scale_by_lion
 from optlab.optimizers.lmo import scale_by_lmo as scale_by_lmo
+from optlab.optimizers.muon import muon as muon
+from optlab.optimizers.muon import scale_by_muon as scale_by_muon
 from optlab.optimizers.root import root as root
 from optlab.optimizers.root import scale_by_root as scale_by_root
 from optlab.optimizers.scion import scale_by_scion as scale_by_scion

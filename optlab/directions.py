@@ -28,6 +28,7 @@ from optlab.optimizers import baselines as _baselines
 from optlab.optimizers import cosmos as _cosmos
 from optlab.optimizers import lanton as _lanton
 from optlab.optimizers import lion as _lion
+from optlab.optimizers import muon as _muon
 from optlab.optimizers import root as _root
 from optlab.optimizers import scion as _scion
 from optlab.optimizers import soap as _soap
@@ -70,7 +71,7 @@ adamw = _direction(_baselines.adamw)
 cosmos = _direction(_cosmos.cosmos)
 lanton = _direction(_lanton.lanton)
 lion = _direction(_lion.lion)
-muon = _direction(_baselines.muon)
+muon = _direction(_muon.muon)
 root = _direction(_root.root)
 scion = _direction(_scion.scion)
 sgd = _direction(_baselines.sgd)

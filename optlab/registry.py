@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import optax
 
 from optlab.optimizers.adahessian import adahessian
-from optlab.optimizers.baselines import adamw, muon, sgd
+from optlab.optimizers.baselines import adamw, sgd
 from optlab.optimizers.cosmos import cosmos
 from optlab.optimizers.lanton import lanton
 from optlab.optimizers.lion import lion
+from optlab.optimizers.muon import muon
 from optlab.optimizers.root import root
 from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap

@@ -12,6 +12,7 @@ from absl import flags
 
 from experiments import command
 from experiments import config as configs
+from experiments.benchmark import peers
 
 # Name -> module with `run(out)`, which gets the folder and returns the exit status.
 SUITES = {
@@ -48,6 +49,7 @@ def main(positional: list[str], overrides: list[str]) -> int:
         raise configs.UserError(
             f"--suite: given {_SUITE.value!r}, allowed {', '.join(SUITES)}"
         )
+    peers.register()
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     return MODULES[_SUITE.value].run(out)

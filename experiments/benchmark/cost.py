@@ -17,7 +17,7 @@ FLAGS = flags.FlagValues()
 _SIZES = flags.DEFINE_list(
     "sizes", ["350M", "1B"], "cost: LLaMA sizes", flag_values=FLAGS
 )
-_METHODS = ("adamw", "muon", "cosmos", "lanton", "root", "soap")
+_METHODS = ("adamw", "optax_muon", "muon", "cosmos", "lanton", "root", "soap")
 _DEVICES = (1, 8, 64, 128, 256, 512, 1024, 4096)
 # A step of 4 M tokens whose forward and backward pass reach 40% of the peak.
 _TOKENS, _REACHED = 2**22, 0.4

@@ -44,11 +44,11 @@ Made by `python -m experiments.benchmark --suite=scaling`: one optimizer step of
 LLaMA, float32, parameters cut by rows over all devices. Those of `350M:48`, the 350M
 with 48 layers, and of other depths were added by the same command with
 `--models=350M:6,350M:12,350M:48,350M:96 --devices=8
---optimizers=adamw,cosmos,lanton,muon,root,soap`. Per device; collectives count as
-often as they run, bytes are those of their results, large ones have over 4096 elements.
-Operations are, of each kind, those of the step that has most of them: the first for
-COSMOS's SVD and SOAP's eigh, a refresh for SOAP's products. Seconds on two shared
-cores."""
+--optimizers=adamw,cosmos,lanton,optax_muon,root,soap`. Per device; collectives count
+as often as they run, bytes are those of their results, large ones have over 4096
+elements. Operations are, of each kind, those of the step that has most of them: the
+first for COSMOS's SVD and SOAP's eigh, a refresh for SOAP's products. Seconds on two
+shared cores, those of `muon` beside other work."""
 
 
 def run(out: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 import optlab
+from experiments.benchmark import peers
 from experiments.benchmark.catalogue import llama_shapes, optimizer
 from experiments.compiled import Program
 from experiments.flops import count_flops
@@ -105,5 +106,6 @@ def _local_bytes(state: Any, layouts: Any) -> int:
 
 
 if __name__ == "__main__":
+    peers.register()
     for name in sys.argv[3:]:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), name)), flush=True)

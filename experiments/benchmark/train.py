@@ -6,7 +6,8 @@ papers' half a million tokens a step in bfloat16:
 
     for model in 60M 130M 350M 1B; do
       python -m experiments.benchmark --suite=train --model=$model --runs=3 \\
-        --optimizers=muon,root,cosmos,lanton,scion --out=results/benchmarks/$model
+        --optimizers=optax_muon,muon,root,cosmos,lanton,scion \\
+        --out=results/benchmarks/$model
     done
 """
 

@@ -3,6 +3,8 @@
 import pytest
 
 from experiments import config as configs
+from experiments.benchmark import peers
+from optlab import registry
 from tests.experiments.servers import cluster  # noqa: F401, a fixture of several modules
 
 SMALL = {
@@ -37,6 +39,14 @@ def _in_repository(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(request.config.rootpath)
         yield
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """optax's Muon in the registry, as the benchmark's command has it: its name."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    peers.register()
+    return "optax_muon"
 
 
 @pytest.fixture

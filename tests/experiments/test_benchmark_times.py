@@ -33,7 +33,7 @@ def test_the_suite_of_orthogonalization(tmp_path, monkeypatch, given):
     assert "--suite=orthogonalize" in (tmp_path / "orthogonalize.md").read_text()
 
 
-def test_the_suite_of_steps(tmp_path, monkeypatch, given):
+def test_the_suite_of_steps(tmp_path, monkeypatch, given, peer):
     def blocks(name, layers):
         assert name == "130M"
         shapes = {"query": (8, 8), "up": (8, 24), "norm": (8,)}
@@ -44,7 +44,7 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
     monkeypatch.setattr(step, "blocks", blocks)
     monkeypatch.setattr(timing, "_SIDES", (16,))
     every = step.every_step()
-    names = ["adamw", "muon", "root", "sophia"]
+    names = ["adamw", peer, "root", "sophia"]
     monkeypatch.setattr(step, "every_step", lambda **_: {k: every[k] for k in names})
     given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
     assert step.run(tmp_path) == 0
@@ -55,19 +55,19 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given):
     assert (tmp_path / "step.png").stat().st_size > 0
 
 
-def test_the_suite_of_training_steps(tmp_path, monkeypatch, given):
+def test_the_suite_of_training_steps(tmp_path, monkeypatch, given, peer):
     """The runner's own steps, in bfloat16 and with microbatches, as on a GPU."""
     given(step.FLAGS, model="tiny", runs=1, dtype="bfloat16")
-    given(scaling.FLAGS, optimizers="root")
+    given(scaling.FLAGS, optimizers=peer)
     given(train.FLAGS, batch=4, context=8, accumulate=2, vocabulary=16)
     sizes = {"layers": 1, "width": 128, "heads": 2, "hidden": 192}
     settings = [f"--config.model.{name}={size}" for name, size in sizes.items()]
     monkeypatch.setattr(train, "_SETTINGS", [*train._SETTINGS, *settings])
     assert train.run(tmp_path) == 0
     rows = rows_of(tmp_path / "train.csv")
-    assert [row["optimizer"] for row in rows] == ["adamw", "root"]
+    assert [row["optimizer"] for row in rows] == ["adamw", peer]
     assert float(rows[0]["/ adamw"]) == 1
-    # AdamW holds two moments, ROOT one on its matrices, which are most of it.
+    # AdamW holds two moments, Muon one on its matrices, which are most of it.
     assert float(rows[1]["state, MB"]) < 0.7 * float(rows[0]["state, MB"])
     shares = [float(row["share of the update"].rstrip("%")) for row in rows]
     assert 0 < shares[0] < shares[1] < 100

@@ -43,7 +43,9 @@ def hold(cost, row):
 
 
 @pytest.mark.parametrize("devices", [1, 8, 64])
-@pytest.mark.parametrize("method", ["adamw", "cosmos", "root", "lanton", "soap"])
+@pytest.mark.parametrize(
+    "method", ["adamw", "cosmos", "muon", "root", "lanton", "soap"]
+)
 def test_the_model_is_the_compiled_program(method, devices):
     rows = committed()
     for model in MODELS:
@@ -57,11 +59,11 @@ def test_the_model_of_a_step_that_is_compiled_here():
 
 
 @pytest.mark.parametrize("devices", [1, 8, 64])
-def test_muon_gathers_the_right_operand_of_each_product(devices):
+def test_optax_muon_gathers_the_right_operand_of_each_product(devices, peer):
     """The compiler finds ways to move a little less, and computes more for it."""
     rows = committed()
     for model in MODELS:
-        row, cost = rows[model, devices, "muon"], modelled(model, devices, "muon")
+        row, cost = rows[model, devices, peer], modelled(model, devices, peer)
         moved, products = float(row["MB moved"]), float(row["GFLOPs of products"])
         assert 0.8 * cost.moved <= moved * 1e6 <= 1.0001 * cost.moved
         # With 12 rows of 768 on a device it prefers to repeat products everywhere.

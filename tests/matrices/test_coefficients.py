@@ -47,8 +47,9 @@ def test_resolve_takes_a_triple_a_table_and_names():
     assert C.resolve_coefficients(triple, 3) == (triple,) * 3
     assert C.resolve_coefficients(np.array(table), 2) == tuple(table)
     assert C.resolve_coefficients("muon", 5) == (C.MUON,) * 5
+    assert C.resolve_coefficients("dion", 5) == C.DION
     for name in C.PRESETS:
-        for steps in (1, 4, 9):
+        for steps in (5,) if name == "dion" else (1, 4, 9):
             resolved = C.resolve_coefficients(name, steps)
             assert np.shape(resolved) == (steps, 3)
             assert isinstance(resolved[0][0], float)

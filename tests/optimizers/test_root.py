@@ -106,7 +106,7 @@ def test_an_outlier_moves_the_update_less_than_muons():
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
     assert cosine(optlab.root(1e-2)) > 0.95
-    assert cosine(optlab.registry.muon(1e-2)) < 0.8
+    assert cosine(optlab.muon(1e-2)) < 0.8
 
 
 def test_coefficients_by_shape_by_triple_and_fitted():

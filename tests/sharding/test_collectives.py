@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import optlab
+from experiments.benchmark import peers
 from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
@@ -31,6 +32,7 @@ SEPARATE = {
 }
 BUCKETS = 3  # 64x64, 64x128, 128x64
 LARGE = 4096
+ROLES = optlab.default_roles(("^layers/",))
 
 
 def large(collectives):
@@ -38,11 +40,14 @@ def large(collectives):
     return [c for c in collectives if c.elements > LARGE]
 
 
-def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
-    params = shapes_of(tree)
+def compiled_over_mesh(name, tree, mesh, axes, rules):
     distribute = sharding.over_mesh(mesh, axes)
-    roles = optlab.default_roles(("^layers/",))
-    tx = make(name, roles=roles, distribute=distribute, **kwargs)
+    tx = make(name, roles=ROLES, distribute=distribute)
+    return compiled_step(tx, tree, mesh, rules, distribute)
+
+
+def compiled_step(tx, tree, mesh, rules, distribute=None):
+    params = shapes_of(tree)
     specs = sharding.param_specs(params, rules)
     state = sharding.state_specs(tx, params, specs)
     own, kept = (sharding.to_shardings(mesh, s) for s in (specs, state))
@@ -60,7 +65,7 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
 def products_of_one_device(name):
     """FLOPs of the products in the compiled step without a mesh."""
     params = shapes_of(STACKED)
-    tx = make(name, roles=optlab.default_roles(("^layers/",)))
+    tx = make(name, roles=ROLES)
     shapes = (params, jax.eval_shape(tx.init, params), params)
     text = jax.jit(tx.update).lower(*shapes).compile(QUICKLY).as_text()
     return Program(text).matmul_flops()
@@ -69,6 +74,9 @@ def products_of_one_device(name):
 @pytest.mark.parametrize(
     ("name", "tree", "most"),
     [
+        ("muon", STACKED, 6),
+        ("muon", UNEVEN, 6),
+        ("muon", SEPARATE, 4),
         ("root", STACKED, 6),
         ("root", UNEVEN, 6),
         # Three of 64x64, padded to eight, are 4096 elements a device and no more.
@@ -104,9 +112,11 @@ def test_two_or_three_large_collectives_a_bucket_under_jit(name, tree, most):
 @pytest.mark.parametrize(
     ("name", "way"),
     [
+        ("muon", "pmap"),
         ("root", "pmap"),
         ("lanton", "pmap"),
         ("cosmos", "pmap"),
+        ("muon", "shard_map"),
         ("root", "shard_map"),
         ("lanton", "shard_map"),
         ("soap", "shard_map"),
@@ -116,9 +126,8 @@ def test_two_or_three_large_collectives_a_bucket_under_jit(name, tree, most):
 )
 def test_one_gather_a_bucket_on_a_named_axis(name, way):
     params = shapes_of(STACKED)
-    roles = optlab.default_roles(("^layers/",))
     distribute = sharding.over_axis("data", 8 if way == "by stack" else None)
-    tx = make(name, roles=roles, distribute=distribute)
+    tx = make(name, roles=ROLES, distribute=distribute)
     state = jax.eval_shape(tx.init, params)
     if way == "pmap":
         step = jax.pmap(tx.update, "data")
@@ -154,14 +163,13 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
         assert sum(c.elements for c in found) == sizes
 
 
-@pytest.mark.parametrize("name", ["root", "lanton", "cosmos", "soap", "scion"])
+@pytest.mark.parametrize("name", ["muon", "root", "lanton", "cosmos", "soap", "scion"])
 def test_matrix_work_is_divided_by_the_devices(name):
     params = shapes_of(STACKED)
-    roles = optlab.default_roles(("^layers/",))
     mesh = sharding.make_mesh({"data": 8})
 
     def work(distribute, wrap=lambda f: f):
-        tx = make(name, roles=roles, distribute=distribute)
+        tx = make(name, roles=ROLES, distribute=distribute)
         state = jax.eval_shape(tx.init, params)
         flops = count_flops(wrap(tx.update), params, state, params)
         return flops.matmul + flops.factorization
@@ -219,7 +227,8 @@ def test_collectives_in_loops_are_found_and_counted():
 def test_optax_muon_under_the_same_layout_moves_far_more_often():
     mesh = sharding.make_mesh({"data": 8})
     rules = sharding.fsdp_rules(mesh)
-    found = compiled_over_mesh("muon", STACKED, mesh, "data", rules).collectives()
+    tx = peers.optax_muon(1e-2, roles=ROLES)
+    found = compiled_step(tx, STACKED, mesh, rules).collectives()
     assert len(large(found)) > 60
 
 

@@ -167,7 +167,7 @@ def test_arrays_on_explicit_axes_work_or_are_refused(name):
     """Element by element they work, as whole matrices only where they are whole."""
 
     arguments = inspect.signature(get(name).factory).parameters
-    whole = "distribute" in arguments or name == "muon"
+    whole = "distribute" in arguments
 
     def updated(spec):
         params, _ = on_explicit_axes(spec)

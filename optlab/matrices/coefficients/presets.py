@@ -2,9 +2,10 @@
 
 Three ways to get the triples of `K` steps, `p_K = p^(K) o ... o p^(1)`:
 
-* presets: `"muon"`; `"polar_express"`, greedy minimax quintics on a shrinking interval,
-  computed here by Remez' exchange; `"chebyshev"`, the same without the cushion and on
-  the widest interval that `K` steps take to within 5% of one;
+* presets: `"muon"`; `"dion"`, which are five triples and no other number of steps;
+  `"polar_express"`, greedy minimax quintics on a shrinking interval, computed here by
+  Remez' exchange; `"chebyshev"`, the same without the cushion and on the widest
+  interval that `K` steps take to within 5% of one;
 * `fit_coefficients`: the triple, or the `K` triples, that suit a matrix's shape,
 
       minimise  sum_j w_j mean_i (p_K(s_ij) - 1)^2
@@ -31,6 +32,7 @@ same program. To make the file again:
 References:
   Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
   He et al., *ROOT*, `arXiv:2511.20626 <https://arxiv.org/abs/2511.20626>`_, 2025.
+  Ahn et al., *Dion*, `arXiv:2504.05295 <https://arxiv.org/abs/2504.05295>`_, 2025.
   Amsel et al., *The Polar Express*, `arXiv:2505.16932
   <https://arxiv.org/abs/2505.16932>`_, 2025.
   Grishina et al., *Accelerating Newton-Schulz iteration for orthogonalization via
@@ -52,7 +54,15 @@ from optlab.matrices.coefficients.quintics import apply, chebyshev, polar_expres
 Triple = tuple[float, float, float]
 
 MUON: Triple = (3.4445, -4.7750, 2.0315)
-PRESETS = ("muon", "polar_express", "chebyshev")
+# Those of the code of Dion, the preset "dion" of optax's Muon.
+DION: tuple[Triple, ...] = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+PRESETS = ("muon", "dion", "polar_express", "chebyshev")
 
 _TABLE = Path(__file__).with_name("table.json")
 # Steps, whether each has its triple, and the norm.
@@ -79,7 +89,8 @@ def resolve_coefficients(
 
     Raises:
       ValueError: `coeffs` is an unknown name, has another shape than `(3,)` or
-        `(steps, 3)`, or holds what is not finite; `steps` is below one.
+        `(steps, 3)` ("dion" has five steps), or holds what is not finite; `steps` is
+        below one.
     """
     positive_int(steps=steps)
     if isinstance(coeffs, str):
@@ -87,6 +98,7 @@ def resolve_coefficients(
             raise ValueError(f"coeffs must be one of {PRESETS}, got {coeffs!r}")
         table = {
             "muon": lambda: np.asarray(MUON),
+            "dion": lambda: np.asarray(DION),
             "polar_express": lambda: polar_express(steps),
             "chebyshev": lambda: chebyshev(steps),
         }[coeffs]()
@@ -99,6 +111,7 @@ def resolve_coefficients(
         raise ValueError(
             f"coeffs must have shape (3,) or ({steps}, 3) for {steps} steps, "
             f"got {table.shape}"
+            + (f" of {coeffs!r}" if isinstance(coeffs, str) else "")
         )
     if not np.isfinite(table).all():
         raise ValueError(f"coeffs must be finite, got {coeffs!r}")
