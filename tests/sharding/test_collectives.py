@@ -11,7 +11,7 @@ import optlab
 from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
-from tests.sharded import QUICKLY, make, shapes_of
+from tests.sharded import make, shapes_of
 
 STACKED = {
     "layers": {
@@ -52,7 +52,7 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
         donate_argnums=1,
     )
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    return Program(step.lower(*shapes).compile(QUICKLY).as_text())
+    return Program(step.lower(*shapes).compile().as_text())
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def products_of_one_device(name):
     params = shapes_of(STACKED)
     tx = make(name, roles=optlab.default_roles(("^layers/",)))
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    text = jax.jit(tx.update).lower(*shapes).compile(QUICKLY).as_text()
+    text = jax.jit(tx.update).lower(*shapes).compile().as_text()
     return Program(text).matmul_flops()
 
 
@@ -139,7 +139,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
             )
         )
         shapes = (params, state, params)
-    program = Program(step.lower(*shapes).compile(QUICKLY).as_text())
+    program = Program(step.lower(*shapes).compile().as_text())
     one = products_of_one_device(name)
     assert one / 8 <= program.matmul_flops() <= 1.15 * one / 8
     found = program.collectives()
