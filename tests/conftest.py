@@ -4,8 +4,10 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is the compiler's, and what it makes runs only a few times.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0"
 )
 
 # LAPACK's own threads spin on each other when cores are shared: eigh of small matrices

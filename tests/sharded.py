@@ -1,6 +1,5 @@
 """Sharded steps of every registry entry over one small tree, for several tests."""
 
-import functools
 import inspect
 
 import jax
@@ -54,11 +53,6 @@ def make(name, learning_rate=1e-2, roles=ROLES, **kwargs):
     offered = {**SMALLER.get(name, {}), "roles": roles, **kwargs}
     accepted = inspect.signature(factory).parameters
     return factory(learning_rate, **{k: v for k, v in offered.items() if k in accepted})
-
-
-# Most of these tests' time is the compiler's.
-QUICKLY = {"xla_backend_optimization_level": 0}
-jit_quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 
 def stepper(name, tx):
@@ -117,7 +111,7 @@ def pinned_together(txs, params, distribute):
 
 def _pinned(step, params, state):
     layouts = jax.tree.map(lambda x: x.sharding, (params, state))
-    return jit_quickly(step, donate_argnums=(1, 2), out_shardings=layouts)
+    return jax.jit(step, donate_argnums=(1, 2), out_shardings=layouts)
 
 
 def fresh(tree):

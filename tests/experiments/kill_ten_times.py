@@ -71,7 +71,7 @@ def stop_in(words: list[str], seconds: float, number: int) -> int:
     with start(words) as run:
         time.sleep(seconds)
         run.send_signal(number)
-        run.communicate(timeout=400)
+        run.communicate(timeout=900)
     return run.returncode
 
 
@@ -83,7 +83,7 @@ def stop_at(
     Returns:
       The exit status, below 0 where a signal ended it.
     """
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 900
     with start(words) as run:
         try:
             begun = last_step(folder)
@@ -96,7 +96,7 @@ def stop_at(
                 time.sleep(0.001)
             time.sleep(moment)
             run.send_signal(number)
-            run.communicate(timeout=400)
+            run.communicate(timeout=900)
         finally:
             run.kill()
     return run.returncode
@@ -105,7 +105,7 @@ def stop_at(
 def finish(words: list[str]) -> None:
     """Runs to the end."""
     with start(words) as run:
-        _, said = run.communicate(timeout=600)
+        _, said = run.communicate(timeout=900)
     if run.returncode:
         raise RuntimeError(said)
 

@@ -18,8 +18,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def eventually(happened, seconds=60.0):
-    """What `happened()` gives once it is true."""
+def eventually(happened, seconds=900.0):
+    """What `happened()` gives once it is true; only what hangs takes that long."""
     deadline = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < deadline, happened

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from experiments.data import installed, shards, tokenizer
+from experiments.config import UserError
+from experiments.data import installed, prepare, shards, tokenizer
 from experiments.data.shards import Piece
 
 TEXTS = [f"def f{i}(x):\n    return x + {i}  # näïve ∀\n" for i in range(60)]
@@ -160,28 +158,15 @@ def test_a_tokenizer_must_fit(tmp_path):
         tokenizer.train(TEXTS, 256, "--vocab_size")
 
 
-def prepare(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.data.prepare", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"},
-    )
-
-
-def test_prepare_trains_a_vocabulary_on_files(tmp_path):
+def test_prepare_trains_a_vocabulary_on_files(tmp_path, given, capsys):
     for name in "ab":
         text = "".join(f"{name} line {i}\n" for i in range(20_000))
         (tmp_path / f"{name}.txt").write_text(text)
     folder = tmp_path / "out"
-    words = (
-        *(f"--output={folder}", f"--files={tmp_path}/*.txt"),
-        *("--vocab_size=280", "--validation_every=3", "--shard_tokens=100000"),
-    )
-    done = prepare(*words)
-    assert done.returncode == 0, done.stderr
-    assert "280 tokens in the vocabulary" in done.stdout
+    words = {"output": folder, "files": f"{tmp_path}/*.txt", "vocab_size": 280}
+    given(prepare._FLAGS, **words, validation_every=3, shard_tokens=100_000)
+    assert prepare.main([], []) == 0
+    assert "280 tokens in the vocabulary" in capsys.readouterr().out
     corpus = shards.load(str(folder))
     encoder = tokenizer.load(str(folder / "tokenizer.json"))
     text = decode(encoder, np.concatenate([*corpus.train, *corpus.validation]))
@@ -191,27 +176,29 @@ def test_prepare_trains_a_vocabulary_on_files(tmp_path):
     assert text.count("<|endoftext|>") == 2
     assert json.loads((folder / "meta.json").read_text())["source"].endswith("*.txt")
     # Nothing is overwritten, and the mistake is one line.
-    again = prepare(*words)
-    assert again.returncode == 2
-    assert again.stderr == f"error: --output: {folder} exists already\n"
+    with pytest.raises(UserError) as caught:
+        prepare.main([], [])
+    assert str(caught.value) == f"--output: {folder} exists already"
 
 
-def test_prepare_reads_a_data_set_with_a_given_tokenizer(tmp_path, bpe):
+def test_prepare_reads_a_data_set_with_a_given_tokenizer(
+    tmp_path, bpe, given, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "data").mkdir()
     for split, some in (("train", TEXTS[:50]), ("validation", TEXTS[50:])):
         lines = [json.dumps({"body": text}) + "\n" for text in some]
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(lines))
     bpe.save(tmp_path)
-    words = (
-        *(f"--output={tmp_path}/out", f"--dataset={tmp_path}/data"),
-        *(f"--tokenizer={tmp_path}/tokenizer.json", "--validation_split=validation"),
-    )
-    wrong = prepare(*words)
-    assert wrong.returncode == 2
-    assert wrong.stderr == "error: --text_field: given 'text', allowed body\n"
+    words = {"output": tmp_path / "out", "dataset": tmp_path / "data"}
+    words |= {"tokenizer": tmp_path / "tokenizer.json"}
+    given(prepare._FLAGS, **words, validation_split="validation")
+    with pytest.raises(UserError) as caught:
+        prepare.main([], [])
+    assert str(caught.value) == "--text_field: given 'text', allowed body"
     assert not (tmp_path / "out").exists()
-    done = prepare(*words, "--text_field=body", "--limit=30")
-    assert done.returncode == 0, done.stderr
+    given(prepare._FLAGS, text_field="body", limit=30)
+    assert prepare.main([], []) == 0
     corpus = shards.load(str(tmp_path / "out"))
     expected = "".join(f"{text}<|endoftext|>" for text in TEXTS[:30])
     assert decode(bpe, np.concatenate(corpus.train)) == expected

@@ -362,7 +362,7 @@ def test_the_page_works_on_a_phone_in_both_schemes(runs, tmp_path):
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
             check=True,
         )
         said = re.search("<title>(.*?)</title>", done.stdout)[1].split(" | ")

@@ -4,7 +4,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from experiments import demo, report
 from experiments.data import stdlib
 from experiments.trainer import loop
 from tests.experiments.conftest import small_arguments
+from tests.experiments.servers import eventually
 
 
 def read(folder):
@@ -163,13 +163,14 @@ def test_a_signal_ends_the_run_in_order(tmp_path, number, status, reason):
         words, stderr=subprocess.PIPE, text=True, env=environment
     ) as run:
         try:
-            deadline = time.monotonic() + 400
-            while not (folder / "metrics.jsonl").exists() or not (
-                (folder / "metrics.jsonl").stat().st_size
-            ):
-                assert time.monotonic() < deadline
-                assert run.poll() is None
-                time.sleep(0.05)
+            records = folder / "metrics.jsonl"
+            eventually(
+                lambda: (
+                    run.poll() is not None
+                    or (records.exists() and records.stat().st_size)
+                )
+            )
+            assert run.poll() is None
             if number == signal.SIGINT:  # once is enough: a second run on the folder
                 second = subprocess.run(
                     words, capture_output=True, text=True, env=environment, check=False
@@ -178,7 +179,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path, number, status, reason):
                 assert "is in use" in second.stderr
                 assert len(second.stderr.splitlines()) == 1
             run.send_signal(number)
-            _, said = run.communicate(timeout=400)
+            _, said = run.communicate(timeout=900)
         finally:
             run.kill()
     assert run.returncode == status

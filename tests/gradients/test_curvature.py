@@ -1,5 +1,6 @@
 """Curvature estimates against dense Hessians, and their cost."""
 
+import itertools
 import json
 import pathlib
 from functools import partial
@@ -19,14 +20,14 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "adahessian_a.npz"
 MAX_RATIO = 3.05  # of the FLOPs of value_and_grad
 
 
-def mlp(sizes, key=0, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(key), len(sizes) - 1)
+def mlp(sizes, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
     return [
         {
-            "w": jax.random.normal(k, (m, n), dtype) / np.sqrt(m).astype(dtype),
-            "b": jnp.full((n,), 0.1, dtype),
+            "w": jnp.asarray(rng.standard_normal((m, n)) / np.sqrt(m), dtype),
+            "b": jnp.asarray(np.full(n, 0.1), dtype),
         }
-        for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)
+        for m, n in itertools.pairwise(sizes)
     ]
 
 
@@ -41,27 +42,28 @@ def mlp_loss(params, x, y):
 def batch(rows, width, classes, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((rows, width)), dtype)
-    return x, jax.nn.one_hot(rng.integers(classes, size=rows), classes)
+    labels = np.eye(classes)[rng.integers(classes, size=rows)]
+    return x, jnp.asarray(labels, jax.dtypes.canonicalize_dtype(float))
 
 
 LAYERS, WIDTH, HEADS, TOKENS, WORDS = 2, 32, 4, 16, 50
 
 
-def transformer(key=0):
-    keys = jax.random.split(jax.random.key(key), 6)
+def transformer(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
 
-    def normal(k, *shape):
-        return jax.random.normal(k, shape) / np.sqrt(shape[-2])
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[-2]), dtype)
 
     return {
-        "embedding": normal(keys[0], WORDS, WIDTH),
-        "head": normal(keys[1], WIDTH, WORDS),
+        "embedding": normal(WORDS, WIDTH),
+        "head": normal(WIDTH, WORDS),
         "layers": {
-            "scale": jnp.ones((LAYERS, WIDTH)),
-            "qkv": normal(keys[2], LAYERS, WIDTH, 3 * WIDTH),
-            "out": normal(keys[3], LAYERS, WIDTH, WIDTH),
-            "up": normal(keys[4], LAYERS, WIDTH, 2 * WIDTH),
-            "down": normal(keys[5], LAYERS, 2 * WIDTH, WIDTH),
+            "scale": jnp.asarray(np.ones((LAYERS, WIDTH)), dtype),
+            "qkv": normal(LAYERS, WIDTH, 3 * WIDTH),
+            "out": normal(LAYERS, WIDTH, WIDTH),
+            "up": normal(LAYERS, WIDTH, 2 * WIDTH),
+            "down": normal(LAYERS, 2 * WIDTH, WIDTH),
         },
     }
 
@@ -93,7 +95,7 @@ def transformer_loss(params, tokens, *, remat=False, scanned=True):
 
 
 def tokens():
-    return jax.random.randint(jax.random.key(5), (4, TOKENS), 0, WORDS)
+    return jnp.asarray(np.random.default_rng(5).integers(WORDS, size=(4, TOKENS)))
 
 
 def assert_trees_close(got, expected, **tolerance):
@@ -104,14 +106,15 @@ def assert_trees_close(got, expected, **tolerance):
 
 def dense_hessian(loss, params):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    return jax.hessian(lambda p: loss(unravel(p)))(flat)
+    return jax.jit(jax.hessian(lambda p: loss(unravel(p))))(flat)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (32,), (33,), (7, 45), (2, 3, 64)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_probes_are_signs_of_their_leaf(shape, dtype):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
-    z = curvature.rademacher_like(jax.random.key(0), {"a": leaf})["a"]
+    signs = jax.jit(lambda key: curvature.rademacher_like(key, {"a": leaf}))
+    z = signs(jax.random.key(0))["a"]
     assert (z.shape, z.dtype) == (shape, dtype)
     np.testing.assert_array_equal(np.abs(np.asarray(z, np.float32)), 1.0)
 
@@ -145,7 +148,7 @@ def test_exact_for_a_diagonal_quadratic(samples):
         return terms["a"] + terms["b"]
 
     params = jax.tree.map(jnp.cos, diagonal)
-    f = curvature.value_grad_and_hessian_diag(loss, samples=samples)
+    f = jax.jit(curvature.value_grad_and_hessian_diag(loss, samples=samples))
     value, grads, diag = f(params, jax.random.key(7))
     np.testing.assert_allclose(value, loss(params), rtol=1e-6)
     assert_trees_close(grads, jax.grad(loss)(params), rtol=1e-6)
@@ -159,7 +162,7 @@ def test_hvp_equals_the_dense_hessian(x64):
     vector, unravel = jax.flatten_util.ravel_pytree(
         jax.tree.map(lambda p: jnp.sin(3 * p), params)
     )
-    got = curvature.hvp(mlp_loss, params, unravel(vector), x, y)
+    got = jax.jit(partial(curvature.hvp, mlp_loss))(params, unravel(vector), x, y)
     assert_trees_close(got, unravel(dense @ vector), rtol=1e-9, atol=1e-12)
 
 
@@ -187,7 +190,7 @@ def test_unbiased(x64):
 
 
 def test_signed():
-    f = curvature.value_grad_and_hessian_diag(lambda p: -jnp.sum(p**2))
+    f = jax.jit(curvature.value_grad_and_hessian_diag(lambda p: -jnp.sum(p**2)))
     np.testing.assert_allclose(f(jnp.ones(3), jax.random.key(0))[2], -2.0)
 
 
@@ -198,20 +201,20 @@ def test_has_aux(samples):
     def loss_and_aux(p, x, y):
         return mlp_loss(p, x, y), {"step": jnp.int32(3), "first": p[0]["b"]}
 
-    key = jax.random.key(0)
     plain = curvature.value_grad_and_hessian_diag(mlp_loss, samples=samples)
     with_aux = curvature.value_grad_and_hessian_diag(
         loss_and_aux, has_aux=True, samples=samples
     )
-    (value, aux), grads, diag = with_aux(params, key, *args)
+    both = jax.jit(lambda *given: (with_aux(*given), plain(*given)))
+    ((value, aux), *more), expected = both(params, jax.random.key(0), *args)
     assert aux["step"] == 3
     np.testing.assert_array_equal(aux["first"], params[0]["b"])
-    assert_trees_close((value, grads, diag), plain(params, key, *args), rtol=1e-6)
+    assert_trees_close((value, *more), expected, rtol=1e-6)
 
 
 def test_scan_and_remat_change_nothing(x64):
     """Against separate passes over the layers written out."""
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), transformer())
+    params = transformer(jnp.float64)
     flat_loss = partial(transformer_loss, scanned=False)
     key, ids = jax.random.key(3), tokens()
 
@@ -247,7 +250,7 @@ def test_bf16_parameters(samples):
 
 
 def test_float64_parameters_give_a_float64_diagonal(x64):
-    f = curvature.value_grad_and_hessian_diag(lambda p: jnp.sum(p**4))
+    f = jax.jit(curvature.value_grad_and_hessian_diag(lambda p: jnp.sum(p**4)))
     diag = f(jnp.ones(3, jnp.float64), jax.random.key(0))[2]
     assert diag.dtype == jnp.float64
 
@@ -299,7 +302,7 @@ def test_per_device_keys_average_eight_probes():
     got = jax.jit(
         jax.shard_map(body, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P())
     )(params, keys, jnp.int32(4))
-    each = jax.vmap(lambda key: f(params, key, 4, *args))(keys)
+    each = jax.jit(jax.vmap(lambda key: f(params, key, 4, *args)))(keys)
     expected = jax.tree.map(lambda leaf: leaf.mean(axis=0), each)
     assert_trees_close(got, expected, rtol=1e-4, atol=1e-6)
 

@@ -13,7 +13,7 @@ from experiments.benchmark import peers
 from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
-from tests.sharded import QUICKLY, make, shapes_of
+from tests.sharded import make, shapes_of
 
 STACKED = {
     "layers": {
@@ -58,7 +58,7 @@ def compiled_step(tx, tree, mesh, rules, distribute=None):
         donate_argnums=1,
     )
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    return Program(step.lower(*shapes).compile(QUICKLY).as_text())
+    return Program(step.lower(*shapes).compile().as_text())
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def products_of_one_device(name):
     params = shapes_of(STACKED)
     tx = make(name, roles=ROLES)
     shapes = (params, jax.eval_shape(tx.init, params), params)
-    text = jax.jit(tx.update).lower(*shapes).compile(QUICKLY).as_text()
+    text = jax.jit(tx.update).lower(*shapes).compile().as_text()
     return Program(text).matmul_flops()
 
 
@@ -149,7 +149,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
             )
         )
         shapes = (params, state, params)
-    program = Program(step.lower(*shapes).compile(QUICKLY).as_text())
+    program = Program(step.lower(*shapes).compile().as_text())
     one = products_of_one_device(name)
     assert one / 8 <= program.matmul_flops() <= 1.15 * one / 8
     found = program.collectives()
