@@ -11,7 +11,6 @@ import pytest
 import optlab
 from optlab.registry import get, names
 from tests.conformance import VARIANTS, extras, make, zoo
-from tests.sharded import jit_quickly
 
 every_variant = pytest.mark.parametrize("name", [*names(), *VARIANTS])
 # Their leaves' maths is right for complex numbers too.
@@ -45,7 +44,7 @@ def test_odd_leaves_change_nothing_for_the_others(name):
             state = new
         return updates
 
-    @jit_quickly
+    @jax.jit
     def all_ways():
         grads = jax.tree.map(jnp.sin, PLAIN)
         none = {**grads, "frozen": None}

@@ -53,7 +53,7 @@ def scale_by_lanton(
     noise: Literal["consecutive", "paired"] = "consecutive",
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
-    embedding_scale: Number = 1.0,
+    embedding_scale: Number | None = 1.0,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
     roles: Roles = None,
@@ -111,7 +111,7 @@ def lanton(
     ns_dtype: DTypeLike | None = None,
     embedding_learning_rate: Rate = None,
     vector_learning_rate: Rate = None,
-    embedding_scale: Number = 1.0,
+    embedding_scale: Number | None = 1.0,
     **options: Unpack[LayerOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """LANTON: an LMO step for every group, with noise-adaptive layerwise rates.

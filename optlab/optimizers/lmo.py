@@ -26,7 +26,7 @@ class ScaleByLmoState(NamedTuple):
 def scale_by_lmo(
     b1: Number = 0.95,
     *,
-    embedding_scale: Number = 1.0,
+    embedding_scale: Number | None = 1.0,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
     roles: Roles = None,

@@ -43,7 +43,7 @@ def noise_adaptive(
     noise: Literal["consecutive", "paired"] = "consecutive",
     noise_interval: int = 1,
     dual_norm: DualNorm = "newton_schulz",
-    embedding_scale: Number = 1.0,
+    embedding_scale: Number | None = 1.0,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
     roles: Roles = None,

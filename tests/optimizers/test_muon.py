@@ -8,7 +8,6 @@ import pytest
 
 import optlab
 from optlab.matrices.coefficients.presets import resolve_coefficients
-from tests.sharded import jit_quickly
 
 DIMS = optax.contrib.MuonDimensionNumbers
 SHAPES = {
@@ -82,7 +81,7 @@ def followed(txs, dtype):
     """The updates of three steps of each, compiled together."""
     params = normal(0, dtype)
 
-    @jit_quickly
+    @jax.jit
     def step(grads, states):
         done = {n: tx.update(grads, states[n], params) for n, tx in txs.items()}
         return [{n: pair[i] for n, pair in done.items()} for i in (0, 1)]

@@ -270,5 +270,5 @@ def test_init_state_alone_lays_factors_out_where_they_are_worked_on(name):
         donate_argnums=1,
     )
     abstract = (params, jax.eval_shape(tx.init, params), params)
-    program = Program(step.lower(*abstract).compile(QUICKLY).as_text())
+    program = Program(step.lower(*abstract).compile().as_text())
     assert len(large(program.collectives())) <= 9
