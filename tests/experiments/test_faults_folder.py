@@ -175,7 +175,7 @@ def test_each_signal_saves_a_checkpoint(small, tmp_path, monkeypatch, number, re
 
     monkeypatch.setattr(MetricsWriter, "write", write)
     before = signal.getsignal(number)
-    status = loop.train(small(train__steps=900_000), str(tmp_path))
+    status = loop.train(small(train__steps=900), str(tmp_path))
     assert status == 128 + number
     assert signal.getsignal(number) == before
     records, result = read(tmp_path)

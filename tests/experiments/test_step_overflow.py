@@ -11,7 +11,6 @@ from experiments.trainer import optimizer as optimizers
 from experiments.trainer.state import init_state
 from experiments.trainer.step import batches_per_step, make_train_step
 
-
 # Of the slopes below.
 NORM = np.sqrt(sum(np.sum(np.sin(1.0 + np.arange(n)) ** 2) for n in (12, 3)))
 
