@@ -69,7 +69,7 @@ class Pen:
 
     def points(self, part: str, x: Sequence, y: Sequence, **own) -> None:
         """Draws points without a line, which are left out behind another method."""
-        if not self.behind:
+        if len(x) and not self.behind:  # a layout makes room for an empty line at 0, 0
             self.line(part, x, y, **{"linestyle": "none"} | own)
 
     def band(self, part: str, x: Sequence, low: Sequence, high: Sequence) -> None:
