@@ -8,7 +8,6 @@ the losses of all runs in the folder; results/demo/ has the table that the demo'
 rates come from. Runs that are complete are not run again.
 """
 
-import csv
 import pathlib
 
 import rich.console
@@ -17,6 +16,7 @@ from absl import flags
 
 from experiments import command, report
 from experiments import config as configs
+from experiments.reporting import tables
 from experiments.trainer import loop, workdir
 
 _FLAGS = flags.FlagValues()
@@ -80,10 +80,7 @@ def try_rates(
         del row["seconds"]  # what counts is the loss after equal steps
     _print(rows)
     (folder / "rates.md").write_text(report.markdown(rows))
-    with (folder / "rates.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    tables.write_csv(folder / "rates.csv", rows)
     return 0
 
 

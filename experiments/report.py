@@ -8,7 +8,6 @@ in the first folder named: `results.md` (a row a method), `results.csv` (a row a
 figures as PNG and SVG, and `index.html`, which holds everything and opens offline.
 """
 
-import csv
 import pathlib
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ from experiments.config import UserError
 from experiments.reporting import figures, page
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs
-from experiments.reporting.tables import csv_rows, markdown, methods_table
+from experiments.reporting.tables import csv_rows, markdown, methods_table, write_csv
 from experiments.reporting.tables import runs_table as table
 
 _FLAGS = flags.FlagValues()
@@ -63,22 +62,22 @@ def write_report(
     rows = methods_table(methods, base, studies=studies)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [{name: text for name, (text, _) in row.items()} for row in rows]
-    (folder / "results.md").write_text(markdown(texts))
-    lines = csv_rows(runs)
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    (folder / "results.md").write_text(markdown(texts), encoding="utf-8")
+    write_csv(folder / "results.csv", csv_rows(methods))
     drawings = figures.drawings(methods)
     inline = {}
-    for name, (title, draw) in drawings.items():
-        made = figures.figure(draw)
-        made.savefig(folder / f"{name}.png", dpi=150)
-        (folder / f"{name}.svg").write_text(figures.svg(made, name))
-        inline[title] = figures.svg(figures.figure(draw, legend=False), name)
-    both = (drawings[name][1] for name in ("loss_steps", "loss_seconds"))
-    figures.figure(*both).savefig(folder / "losses.png", dpi=150)
-    (folder / "index.html").write_text(page.build(rows, table(runs), inline, base))
+    for name, drawing in drawings.items():
+        made = figures.draw_all([drawing], methods)
+        figures.save(made, folder / f"{name}.png", dpi=150)
+        text = figures.svg(made, name)
+        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+        if figures.has_legend(made):  # the page's table is one
+            text = figures.svg(figures.figure(drawing.draw, legend=False), name)
+        inline[drawing.title] = text
+    both = [drawings[name] for name in ("loss_steps", "loss_seconds")]
+    figures.save(figures.draw_all(both, methods), folder / "losses.png", dpi=150)
+    text = page.build(rows, table(runs), inline, base)
+    (folder / "index.html").write_text(text, encoding="utf-8")
     return folder / "losses.png"
 
 
@@ -90,8 +89,12 @@ def main(positional: list[str], overrides: list[str]) -> int:
     output = pathlib.Path(_OUTPUT.value or pathlib.Path(positional[0]) / "report")
     tuned = _TUNED.value
     runs = load_runs(positional, tuned)
-    write_report(runs, output, _BASELINE.value, studies=bool(tuned))
-    print((output / "results.md").read_text(), end="")
+    try:
+        write_report(runs, output, _BASELINE.value, studies=bool(tuned))
+    except OSError as error:
+        where = error.filename or output
+        raise UserError(f"--output: {where}: {error.strerror}") from error
+    print((output / "results.md").read_text(encoding="utf-8"), end="")
     print(f"page: {output / 'index.html'}")
     return 0
 

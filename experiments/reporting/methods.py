@@ -3,11 +3,11 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.config import UserError, nearest
-from experiments.reporting.runs import Run
+from experiments.reporting.runs import Run, by_loss
 
 
 class Method(NamedTuple):
@@ -26,6 +26,8 @@ class Method(NamedTuple):
         fewer than two rates.
       state_bytes: of the optimizer's state.
       step_seconds: the median.
+      train_loss: mean over its seeds of the last tenth of the training losses.
+      accuracy: that of the last evaluation, mean over its seeds; None without one.
     """
 
     name: str
@@ -38,11 +40,21 @@ class Method(NamedTuple):
     sensitivity: float | None
     state_bytes: int | None
     step_seconds: float | None
+    train_loss: float | None
+    accuracy: float | None
 
     @property
     def tuned(self) -> list[Run]:
         """The runs at the tuned rate."""
         return [run for run in self.runs if run.rate == self.rate]
+
+    @property
+    def edge(self) -> str | None:
+        """`lowest` or `highest` where no rate beyond the tuned one has ended."""
+        rates = sorted(counting(self.runs))
+        if len(rates) < 2:
+            return None
+        return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.rate)
 
     @property
     def diverged(self) -> int:
@@ -61,7 +73,8 @@ def compare(
         taken. AdamW if not given, else the first method.
 
     Returns:
-      The methods by name, and which of them is the baseline.
+      The methods, those of the lowest loss first and the diverged last, and which of
+      them is the baseline.
 
     Raises:
       UserError: if there is no such baseline.
@@ -70,6 +83,7 @@ def compare(
     for run in runs:
         grouped[run.name].append(run)
     methods = [_method(name, grouped[name]) for name in sorted(grouped)]
+    methods.sort(key=by_loss)
     base = _baseline(methods, baseline)
     return [_reaching(method, base.loss) for method in methods], base
 
@@ -88,11 +102,11 @@ def _baseline(methods: list[Method], wanted: str | None) -> Method:
             f"{nearest(wanted, known)}"
         )
     finished = [method for method in found if method.loss is not None]
-    return min(finished or found or methods[:1], key=lambda m: m.loss or math.inf)
+    return min(finished or found or methods[:1], key=by_loss)
 
 
 def _method(name: str, runs: list[Run]) -> Method:
-    runs = sorted(runs, key=lambda run: (run.rate, run.config["seed"]))
+    runs = sorted(runs, key=lambda run: (run.rate, run.seed))
     means = {
         rate: statistics.fmean(run.loss for run in found)
         for rate, found in counting(runs).items()
@@ -101,19 +115,26 @@ def _method(name: str, runs: list[Run]) -> Method:
     tuned = [run for run in runs if run.rate == rate]
     losses = [run.loss for run in tuned if run.loss is not None]
     several = len(losses) > 1 and math.isfinite(sum(losses))
-    times = [r["step_seconds"] for run in tuned for r in run.records]
+    times = [seconds for run in tuned for seconds in run.step_seconds]
     return Method(
         name=name,
         runs=runs,
         rate=rate,
-        loss=statistics.fmean(losses) if losses else None,
+        loss=_mean(losses),
         spread=statistics.stdev(losses) if several else None,
         steps_to=None,
         seconds_to=None,
         sensitivity=sensitivity(runs),
         state_bytes=tuned[0].result.get("optimizer_state_bytes"),
         step_seconds=statistics.median(times) if times else None,
+        train_loss=_mean(run.train_loss for run in tuned),
+        accuracy=_mean(run.accuracy for run in tuned),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def counting(runs: Sequence[Run]) -> dict[float, list[Run]]:
@@ -127,12 +148,12 @@ def counting(runs: Sequence[Run]) -> dict[float, list[Run]]:
     for run in runs:
         if run.loss is not None:
             ended[run.rate].append(run)
-    seeds = [{run.config["seed"] for run in found} for found in ended.values()]
+    seeds = [{run.seed for run in found} for found in ended.values()]
     common = set.intersection(*seeds) if seeds else set()
     return {
         rate: found
         if not common or any(run.diverged for run in found)
-        else [run for run in found if run.config["seed"] in common]
+        else [run for run in found if run.seed in common]
         for rate, found in ended.items()
     }
 
@@ -166,9 +187,9 @@ def reached_by_study(method: Method, target: float, unit: str) -> float | None:
     """
     best: dict[int, float] = {}
     for run in method.runs:
-        taken = [r[unit] for r in run.validation() if r["val_loss"] <= target]
-        seed = run.config["seed"]
-        best[seed] = min(best.get(seed, math.inf), *taken, math.inf)
+        reached = [r for r in run.validation() if r["val_loss"] <= target]
+        taken = [record[unit] for record in reached if unit in record]
+        best[run.seed] = min(best.get(run.seed, math.inf), *taken, math.inf)
     score = statistics.median_high(best.values())
     return score if math.isfinite(score) else None
 
@@ -178,11 +199,11 @@ def _reaching(method: Method, target: float | None) -> Method:
     reached = [
         next((r for r in run.validation() if r["val_loss"] <= target), None)
         for run in method.tuned
-        if target is not None
+        if target is not None and math.isfinite(target)
     ]
     if not reached or None in reached:
         return method
     return method._replace(
-        steps_to=statistics.fmean(record["step"] for record in reached),
-        seconds_to=statistics.fmean(record["seconds"] for record in reached),
+        steps_to=_mean(record["step"] for record in reached),
+        seconds_to=_mean(record.get("seconds") for record in reached),
     )

@@ -7,10 +7,11 @@ colours are those of the reader's light or dark scheme.
 import html
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.figures import DARK, INK, LIGHT, look
+from experiments.reporting.looks import DARK, INK, LIGHT, look
 from experiments.reporting.methods import Method
 
 _TEMPLATE = pathlib.Path(__file__).parent / "page.html"
@@ -55,6 +56,11 @@ def build(
         "Sensitivity: the mean over the rates of the loss (at most that of the start) "
         "less the lowest, with the seeds that all of a method's rates have."
     )
+    if any("tried" in text for row in methods for text, _ in row.values()):
+        note += (
+            " A best rate that is the lowest or the highest tried lies at the edge of "
+            "its grid: there may be a better one beyond."
+        )
     filled = {
         "title": "Optimizers compared",
         "note": html.escape(note),
@@ -62,17 +68,20 @@ def build(
         "dark": _palette(DARK),
         "methods": _methods(methods, baseline),
         "figures": "".join(
-            f"<figure><figcaption>{html.escape(title)}</figcaption>"
+            f"<figure{_wide(text)}><figcaption>{html.escape(title)}</figcaption>"
             f"{_themed(text, title)}</figure>"
             for title, text in figures.items()
         ),
         "count": str(len(runs)),
         "runs": _runs(runs),
     }
-    page = _TEMPLATE.read_text()
-    for name, text in filled.items():
-        page = page.replace("{{" + name + "}}", text)
-    return page
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    return re.sub(r"{{(\w+)}}", lambda found: filled[found[1]], template)
+
+
+def _wide(svg: str) -> str:
+    """The class of a figure with a panel for each method."""
+    return ' class="panels"' if "-panel" in svg else ""
 
 
 def _palette(colors: Sequence[str]) -> str:
@@ -81,9 +90,12 @@ def _palette(colors: Sequence[str]) -> str:
 
 def _themed(svg: str, title: str) -> str:
     """The figure in the page's own colours."""
-    svg = svg.replace(INK, "currentColor")
-    for i, color in enumerate(LIGHT):
-        svg = svg.replace(color, f"var(--c{i})")
+    own = {color: f"var(--c{i})" for i, color in enumerate(LIGHT)}
+    own[INK] = "currentColor"
+    # Of styles alone: a name of a method may hold a colour too.
+    svg = re.sub(
+        r"(fill|stroke): (#\w{6})", lambda x: f"{x[1]}: {own.get(x[2], x[2])}", svg
+    )
     label = html.escape(title, quote=True)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
@@ -109,8 +121,8 @@ def _head(names: Sequence[str]) -> str:
 
 def _cell(text: str, value: Any) -> str:
     shown = "" if value is None else html.escape(str(value), quote=True)
-    lost = ' class="lost"' if "diverged" in text else ""
-    return f'<td data-value="{shown}"{lost}>{html.escape(text)}</td>'
+    marked = ' class="marked"' if re.search("diverged|tried", text) else ""
+    return f'<td data-value="{shown}"{marked}>{html.escape(text)}</td>'
 
 
 def _methods(rows: Sequence[Mapping[str, tuple[str, Any]]], baseline: Method) -> str:

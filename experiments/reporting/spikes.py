@@ -1,7 +1,9 @@
 """What a spike of the gradient does to the loss, and how long that stays."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from experiments.reporting.methods import Method
 from experiments.reporting.runs import Run
@@ -13,10 +15,10 @@ _SHOWN = 40
 
 def spacing(run: Run) -> int:
     """Steps from one injected spike to the next, 0 where there are none."""
-    return run.config.get("faults", {}).get("spike_every", 0)
+    return run.config["faults"]["spike_every"] if len(run.losses[0]) else 0
 
 
-def around(run: Run) -> list[tuple[dict[int, float], float]]:
+def around(run: Run) -> Iterator[tuple[dict[int, float], float]]:
     """For each spike the losses by steps since, and their level before.
 
     The loss of the spike's own step, 0, is that before its update. A loss that is not
@@ -24,20 +26,15 @@ def around(run: Run) -> list[tuple[dict[int, float], float]]:
     """
     every = spacing(run)
     if not every:
-        return []
-    losses = {r["step"]: r["loss"] for r in run.records if r.get("loss") is not None}
-    found = []
-    for spike in range(every, max(losses, default=0), every):
-        before = [losses.get(step) for step in range(spike - WINDOW + 1, spike + 1)]
-        level = [loss for loss in before if loss is not None]
-        since = {
-            step - spike: losses[step]
-            for step in range(spike - WINDOW + 1, spike + every)
-            if step in losses
-        }
+        return
+    steps, losses = run.losses
+    for spike in range(every, int(steps[-1]), every):
+        first, last = np.searchsorted(steps, [spike - WINDOW + 1, spike + every])
+        at = (steps[first:last] - spike).astype(int).tolist()
+        since = dict(zip(at, losses[first:last].tolist(), strict=True))
+        level = [loss for step, loss in since.items() if step <= 0]
         if level:
-            found.append((since, statistics.fmean(level)))
-    return found
+            yield since, statistics.fmean(level)
 
 
 def steps_to_recover(since: dict[int, float], level: float) -> int | None:
@@ -76,4 +73,4 @@ def rise(method: Method) -> tuple[list[int], list[float]]:
 
 def has_spikes(methods: Sequence[Method]) -> bool:
     """Whether spikes were injected into a run that is shown."""
-    return any(around(run) for method in methods for run in method.tuned)
+    return any(True for method in methods for run in method.tuned for _ in around(run))

@@ -1,28 +1,35 @@
 """The tables: one of methods, one of runs, as text and as Markdown."""
 
+import csv
 import math
+import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reporting import spikes
+from experiments.reporting.escape import csv_cell, markdown_cell
 from experiments.reporting.methods import Method, reached_by_study
-from experiments.reporting.runs import Run
+from experiments.reporting.runs import Run, by_loss
 
 
 def runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """One row a run, as text; a run that did not complete says so."""
+    """One row a run, as text, by loss; a run that did not complete says so."""
     rows = []
-    for run in runs:
-        loss = run.result.get("val_loss")
+    accurate = any(run.accuracy is not None for run in runs)
+    for run in sorted(runs, key=by_loss):
+        result = run.result
+        seconds, state = result.get("seconds"), result.get("optimizer_state_bytes")
         rows.append(
             {
                 "optimizer, schedule": run.name,
                 "rate": f"{run.rate:g}",
-                "val loss": "-" if loss is None else f"{loss:.4f}",
-                "steps": str(run.result.get("steps", len(run.records))),
-                "seconds": f"{run.result.get('seconds', 0):.0f}",
-                "state bytes": f"{run.result.get('optimizer_state_bytes', 0):,}",
+                "val loss": _text(result.get("val_loss"), ".4f"),
+                **({"accuracy": _text(run.accuracy, ".4f")} if accurate else {}),
+                "train loss": _text(run.train_loss, ".4f"),
+                "steps": str(run.steps),
+                "seconds": _text(seconds or 0, ".0f"),
+                "state bytes": _text(state or 0, ","),
                 "ended": run.reason,
             }
         )
@@ -38,17 +45,23 @@ def methods_table(
     """
     rows = []
     spiked = spikes.has_spikes(methods)
+    accurate = any(method.accuracy is not None for method in methods)
     for method in methods:
-        lost = method.diverged
+        lost, edge = method.diverged, method.edge
         loss = "-" if method.loss is None else f"{method.loss:.4f}"
         if method.loss is not None and math.isinf(method.loss):
             loss = "diverged"
         rows.append(
             {
                 "optimizer": (method.name, method.name),
-                "rate": (f"{method.rate:g}", method.rate),
+                "rate": (
+                    f"{method.rate:g}" + (f" ({edge} tried)" if edge else ""),
+                    method.rate,
+                ),
                 "val loss": (loss, method.loss),
                 "spread": _cell(method.spread, ".4f"),
+                **({"accuracy": _cell(method.accuracy, ".4f")} if accurate else {}),
+                "train loss": _cell(method.train_loss, ".4f"),
                 f"steps to {baseline.name}": _cell(method.steps_to, ".0f"),
                 f"seconds to {baseline.name}": _cell(method.seconds_to, ".1f"),
                 **(
@@ -77,41 +90,54 @@ def methods_table(
     return rows
 
 
-def csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row a run, with all its numbers."""
+def csv_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """One row a run, with all its numbers, by its loss."""
     rows = []
-    for run in runs:
-        result = run.result
-        times = [record["step_seconds"] for record in run.records]
+    tuned = [(run, method) for method in methods for run in method.runs]
+    for run, method in sorted(tuned, key=lambda pair: by_loss(pair[0])):
+        result, times = run.result, run.step_seconds
+        best = run.rate == method.rate
         rows.append(
             {
                 "method": run.name,
                 "optimizer": run.config["optimizer"]["name"],
                 "schedule": run.config["schedule"]["name"],
                 "learning_rate": run.rate,
-                "seed": run.config["seed"],
+                "seed": run.seed,
                 "val_loss": result.get("val_loss"),
                 "best_val_loss": result.get("best_val_loss"),
-                "steps": result.get("steps", len(run.records)),
+                "train_loss": run.train_loss,
+                "val_accuracy": run.accuracy,
+                "steps": run.steps,
                 "seconds": result.get("seconds"),
                 "step_seconds": statistics.median(times) if times else None,
                 "optimizer_state_bytes": result.get("optimizer_state_bytes"),
                 "peak_memory_bytes": result.get("peak_memory_bytes"),
                 "reason": run.reason,
                 "folder": run.folder.name,
+                "best_rate": best,
+                "edge_of_grid": method.edge if best else None,
             }
         )
     return rows
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        list(rows[0]),
+        [markdown_cell(name) for name in rows[0]],
         ["---"] * len(rows[0]),
-        *(list(row.values()) for row in rows),
+        *([markdown_cell(text) for text in row.values()] for row in rows),
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the rows, without a cell that a spreadsheet would run."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows(map(csv_cell, row.values()) for row in rows)
 
 
 def _study(method: Method, baseline: Method, unit: str) -> tuple[str, float | None]:
@@ -126,4 +152,8 @@ def _recovery(method: Method) -> tuple[str, float | None]:
 
 
 def _cell(value: float | None, form: str) -> tuple[str, float | None]:
-    return ("-" if value is None else format(value, form)), value
+    return _text(value, form), value
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

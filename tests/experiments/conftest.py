@@ -6,6 +6,7 @@ from experiments import config as configs
 from experiments.benchmark import peers
 from optlab import registry
 from tests.experiments.servers import cluster  # noqa: F401, a fixture of several modules
+from tests.experiments.synthetic_runs import runs  # noqa: F401, so is this
 
 SMALL = {
     "model.width": 32,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.reporting import figures, page
+from experiments.reporting import looks, page
 
 # Machado, Oliveira, Fernandes (doi 10.1109/TVCG.2009.113), severity 1, of linear RGB.
 DICHROMATS = {
@@ -49,7 +49,7 @@ def cielab(rgb):
 def test_colours_stay_apart_for_every_reader_and_from_the_paper(scheme, paper):
     template = page._TEMPLATE.read_text()
     assert f"--paper: {paper};" in template
-    colors = linear(getattr(figures, scheme))
+    colors = linear(getattr(looks, scheme))
     for kind, matrix in DICHROMATS.items():
         seen = cielab(colors @ np.transpose(matrix))
         apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
