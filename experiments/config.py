@@ -7,11 +7,8 @@ parses the overrides, so that a misspelt argument is an error like any other fie
 """
 
 import copy
-import difflib
-import importlib.util
 import inspect
 import math
-import pathlib
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -22,16 +19,11 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import optlab
+from experiments.errors import UserError, nearest
 from experiments.fields import FIELDS
 from experiments.models import MODELS
+from experiments.python_files import load_python_config
 from experiments.trainer.optimizer import SCHEDULES, SUPPLIED
-
-
-class UserError(Exception):
-    """A mistake in what was asked for: one line on stderr and exit status 2."""
-
-    status = 2
-
 
 # Filled from the signatures of what the names stand for.
 _KWARGS = ("optimizer.kwargs", "schedule.kwargs")
@@ -144,12 +136,6 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """` (nearest: x)`, or nothing where nothing is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" (nearest: {near[0]})" if near else ""
-
-
 def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     # Names of the same section are what was meant, or else the sections themselves.
@@ -161,18 +147,7 @@ def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
 
 
 def _get_config(path: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = [str(found) for found in pathlib.Path("configs").rglob("*.py")]
-        raise UserError(f"--config: no file {path!r}{nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location("run_config", file)
-    try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"--config: {path} does not load, {reason}") from error
+    config = load_python_config(path, "get_config", "--config")
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"--config: get_config() of {path} returns no ConfigDict")
     missing = set(flatten(base())) - set(flatten(config))
