@@ -9,6 +9,9 @@ class UserError(Exception):
 
     status = 2
 
+    def __init__(self, message: str):
+        super().__init__(_printable(" ".join(message.splitlines())))
+
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """` (nearest: x)`, or nothing where nothing is near."""
@@ -20,5 +23,9 @@ def one_line(error: BaseException) -> str:
     """The first line of what an exception says; its type's name where that is empty."""
     lines = [line.strip() for line in str(error).splitlines()]
     first = next(filter(None, lines), type(error).__name__)
-    # Control characters in it would move a terminal's cursor.
-    return "".join(x if x.isprintable() else repr(x)[1:-1] for x in first)
+    return _printable(first)
+
+
+def _printable(text: str) -> str:
+    # Control characters would move a terminal's cursor.
+    return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
