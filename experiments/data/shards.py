@@ -1,16 +1,28 @@
 """A folder of `uint16` token shards, memory-mapped, as nanoGPT writes them.
 
 `train*.bin` and `val*.bin` are bare little-endian token numbers. Beside them
-`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size of each shard)
-and `tokenizer.json`; a folder without them is read too, given `task.vocab_size`.
+`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size and sha256 of
+each shard) and `tokenizer.json`; a folder without them is read too, given
+`task.vocab_size`.
+
+The digest is one of the contents. A shard that `meta.json` vouches for must have its
+sha256: a small one is read whole at every start, a larger one only if it is newer than
+`meta.json`. Without `meta.json` a small shard is hashed whole; of a larger one its
+size, its time of change and blocks spread over it are.
 """
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -21,8 +33,11 @@ from experiments.data.windows import Corpus
 
 _DTYPE = np.dtype("<u2")
 _ENCODED_AT_ONCE = 256
-# What is hashed and checked of each shard that no meta.json vouches for.
-_SAMPLE_TOKENS = 2**19
+# Bytes up to which a shard is read whole at every start: 0.1 s.
+_SMALL = 2**26
+# Blocks that are read of a larger one, spread evenly with both ends among them.
+_BLOCKS = 64
+_BLOCK_TOKENS = 2**15
 
 
 class Piece(NamedTuple):
@@ -47,7 +62,8 @@ class _Shards:
             self._file = (self._folder / name).open("wb")
             self._hash, self._size = hashlib.sha256(), 0
         content = tokens.astype(_DTYPE).tobytes()
-        self._file.write(content)
+        with _named(self._file.name):
+            self._file.write(content)
         self._hash.update(content)
         self._size += len(tokens)
         if self._size >= self._limit:
@@ -56,10 +72,21 @@ class _Shards:
     def close(self) -> None:
         if self._file is not None:
             name = pathlib.Path(self._file.name).name
-            self._file.close()
+            with _named(self._file.name):
+                self._file.close()
             self._file = None
             sha256 = self._hash.hexdigest()
             self.written[name] = {"tokens": self._size, "sha256": sha256}
+
+
+@contextlib.contextmanager
+def _named(path: str | pathlib.Path) -> Iterator[None]:
+    """Errors of writing name the file; the system names it only where it opens one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write(
@@ -85,24 +112,78 @@ def write(
     Raises:
       ValueError: if there is nothing to train on or nothing to validate.
     """
-    # Of its own name: two processes may prepare the same folder at once.
+    _remove_abandoned(folder)
+    # A name for each process: two may prepare the same folder at once.
     made = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     made.mkdir(parents=True)
-    try:
-        shards = _write_splits(made, pieces, tokenizer, shard_tokens, source)
-        meta = {
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.name,
-            "source": source,
-            "digest": _digest(shards),
-            "shards": shards,
-        }
-        tokenizer.save(made)
-        (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        made.replace(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with _signals_raise(), _locked(made):
+        try:
+            shards = _write_splits(made, pieces, tokenizer, shard_tokens, source)
+            meta = {
+                "vocab_size": tokenizer.vocab_size,
+                "tokenizer": tokenizer.name,
+                "source": source,
+                "digest": _digest(shards),
+                "shards": shards,
+            }
+            with _named(made / "tokenizer.json"):
+                tokenizer.save(made)
+            with _named(made / "meta.json"):
+                (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+            made.replace(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return meta
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a folder for as long as the process lives, unless another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or a network file system that locks no folders
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed have left of the same folder."""
+    for left in folder.parent.glob(f"{glob.escape(folder.name)}.*.new"):
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            if _lock(descriptor):
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process as an exception does, which cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, frame):
+        del frame
+        sys.exit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_splits(folder, pieces, tokenizer, shard_tokens, source) -> dict[str, dict]:
@@ -127,7 +208,7 @@ def _digest(shards: dict[str, dict]) -> str:
 
 
 def load(path: str, vocab_size: int | None = None) -> Corpus:
-    """Maps a folder's shards into memory; nothing is read but a sample.
+    """Maps a folder's shards into memory, and checks them as the module says.
 
     Args:
       path: the folder.
@@ -157,8 +238,9 @@ def load(path: str, vocab_size: int | None = None) -> Corpus:
         )
     size = vocab_size or known
     check_vocab_size(size, "task.vocab_size" if vocab_size else f"{path}/meta.json")
-    for name, tokens in everything.items():
-        largest = int(tokens[:_SAMPLE_TOKENS].max())
+    read = {name: _blocks(tokens) for name, tokens in everything.items()}
+    for name, blocks in read.items():
+        largest = max(int(block.max()) for block in blocks)
         if largest >= size:
             raise ValueError(
                 f"task.vocab_size: {size} tokens, but {folder / name} holds {largest}"
@@ -167,7 +249,7 @@ def load(path: str, vocab_size: int | None = None) -> Corpus:
         train=tuple(parts["train"].values()),
         validation=tuple(parts["val"].values()),
         vocab_size=size,
-        digest=_sample_digest(everything) if meta is None else meta["digest"],
+        digest=_own_digest(everything, read) if meta is None else meta["digest"],
     )
 
 
@@ -186,6 +268,7 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
     try:
         meta = json.loads(file.read_text())
         sizes = {name: shard["tokens"] for name, shard in meta["shards"].items()}
+        hashes = {name: shard.get("sha256") for name, shard in meta["shards"].items()}
         meta = {"vocab_size": int(meta["vocab_size"]), "digest": str(meta["digest"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"task.path: {file} is damaged ({error!r})") from error
@@ -196,14 +279,37 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
                 f"task.path: {folder / name} has {there:,} tokens, meta.json says "
                 f"{sizes.get(name, 0):,}"
             )
+        if hashes[name] and not _is_as_said(parts[name], hashes[name], file):
+            raise ValueError(
+                f"task.path: {folder / name} was changed: its sha256 is not that of "
+                "meta.json"
+            )
     return meta
 
 
-def _sample_digest(parts: dict[str, np.ndarray]) -> str:
-    """A hash of names, sizes, and both ends of each shard."""
+def _is_as_said(tokens: np.memmap, sha256: str, meta: pathlib.Path) -> bool:
+    """Whether a shard's contents are those of meta.json, which was written last."""
+    newer = os.stat(tokens.filename).st_mtime_ns > meta.stat().st_mtime_ns
+    if tokens.nbytes > _SMALL and not newer:
+        return True
+    return hashlib.sha256(tokens).hexdigest() == sha256
+
+
+def _blocks(tokens: np.ndarray) -> list[np.ndarray]:
+    """All of a small shard, or blocks spread over it."""
+    if tokens.nbytes <= _SMALL:
+        return [tokens]
+    starts = np.linspace(0, len(tokens) - _BLOCK_TOKENS, _BLOCKS).astype(np.int64)
+    return [tokens[start : start + _BLOCK_TOKENS] for start in starts]
+
+
+def _own_digest(parts: dict[str, np.ndarray], read: dict[str, list[np.ndarray]]) -> str:
+    """A hash of names, sizes, what was read, and of large ones the time of change."""
     digest = hashlib.sha256()
     for name, tokens in parts.items():
         digest.update(f"{name} {len(tokens)}\n".encode())
-        digest.update(tokens[:_SAMPLE_TOKENS].tobytes())
-        digest.update(tokens[-_SAMPLE_TOKENS:].tobytes())
+        if tokens.nbytes > _SMALL:
+            digest.update(f"{os.stat(tokens.filename).st_mtime_ns}\n".encode())
+        for block in read[name]:
+            digest.update(block)
     return digest.hexdigest()
