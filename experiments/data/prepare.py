@@ -111,10 +111,12 @@ def _dataset_pieces(
     """Documents of a data set."""
     limit = _LIMIT.value
     for i, record in enumerate(itertools.islice(splits[train], limit), 1):
-        yield Piece(record[field], held_out=validation is None and i % every == 0)
+        text = stream.text_of(record, field, "--text_field")
+        yield Piece(text, held_out=validation is None and i % every == 0)
     if validation is not None:
         for record in itertools.islice(splits[validation], limit):
-            yield Piece(record[field], held_out=True)
+            text = stream.text_of(record, field, "--text_field")
+            yield Piece(text, held_out=True)
 
 
 def _source() -> tuple[str, Callable[[], Iterator[Piece]]]:

@@ -5,10 +5,9 @@
 each shard) and `tokenizer.json`; a folder without them is read too, given
 `task.vocab_size`.
 
-The digest is one of the contents. A shard that `meta.json` vouches for must have its
-sha256: a small one is read whole at every start, a larger one only if it is newer than
-`meta.json`. Without `meta.json` a small shard is hashed whole; of a larger one its
-size, its time of change and blocks spread over it are.
+Where `meta.json` is, its digest counts, and each shard must have its sha256: all are
+read at every start where they are small together (`digests.WHOLE`), else those that are
+newer than `meta.json`. Without it `digests.digest` says whether they have changed.
 """
 
 import contextlib
@@ -28,16 +27,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data import digests
 from experiments.data.tokenizer import Bytes, Tokenizer, check_vocab_size
 from experiments.data.windows import Corpus
 
 _DTYPE = np.dtype("<u2")
 _ENCODED_AT_ONCE = 256
-# Bytes up to which a shard is read whole at every start: 0.1 s.
-_SMALL = 2**26
-# Blocks that are read of a larger one, spread evenly with both ends among them.
-_BLOCKS = 64
-_BLOCK_TOKENS = 2**15
 
 
 class Piece(NamedTuple):
@@ -238,18 +233,20 @@ def load(path: str, vocab_size: int | None = None) -> Corpus:
         )
     size = vocab_size or known
     check_vocab_size(size, "task.vocab_size" if vocab_size else f"{path}/meta.json")
-    read = {name: _blocks(tokens) for name, tokens in everything.items()}
-    for name, blocks in read.items():
+    files = {name: folder / name for name in everything}
+    small = digests.is_small(list(files.values()))
+    for name, tokens in everything.items():
+        blocks = [tokens] if small else digests.samples(tokens, len(files))
         largest = max(int(block.max()) for block in blocks)
         if largest >= size:
             raise ValueError(
-                f"task.vocab_size: {size} tokens, but {folder / name} holds {largest}"
+                f"task.vocab_size: {size} tokens, but {files[name]} holds {largest}"
             )
     return Corpus(
         train=tuple(parts["train"].values()),
         validation=tuple(parts["val"].values()),
         vocab_size=size,
-        digest=_own_digest(everything, read) if meta is None else meta["digest"],
+        digest=digests.digest(files) if meta is None else meta["digest"],
     )
 
 
@@ -272,6 +269,7 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
         meta = {"vocab_size": int(meta["vocab_size"]), "digest": str(meta["digest"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"task.path: {file} is damaged ({error!r})") from error
+    small = digests.is_small([folder / name for name in parts])
     for name in sorted(sizes.keys() | parts.keys()):
         there = len(parts[name]) if name in parts else 0
         if there != sizes.get(name, 0):
@@ -279,37 +277,11 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
                 f"task.path: {folder / name} has {there:,} tokens, meta.json says "
                 f"{sizes.get(name, 0):,}"
             )
-        if hashes[name] and not _is_as_said(parts[name], hashes[name], file):
+        newer = (folder / name).stat().st_mtime_ns > file.stat().st_mtime_ns
+        read = hashes[name] and (small or newer)
+        if read and hashlib.sha256(parts[name]).hexdigest() != hashes[name]:
             raise ValueError(
                 f"task.path: {folder / name} was changed: its sha256 is not that of "
                 "meta.json"
             )
     return meta
-
-
-def _is_as_said(tokens: np.memmap, sha256: str, meta: pathlib.Path) -> bool:
-    """Whether a shard's contents are those of meta.json, which was written last."""
-    newer = os.stat(tokens.filename).st_mtime_ns > meta.stat().st_mtime_ns
-    if tokens.nbytes > _SMALL and not newer:
-        return True
-    return hashlib.sha256(tokens).hexdigest() == sha256
-
-
-def _blocks(tokens: np.ndarray) -> list[np.ndarray]:
-    """All of a small shard, or blocks spread over it."""
-    if tokens.nbytes <= _SMALL:
-        return [tokens]
-    starts = np.linspace(0, len(tokens) - _BLOCK_TOKENS, _BLOCKS).astype(np.int64)
-    return [tokens[start : start + _BLOCK_TOKENS] for start in starts]
-
-
-def _own_digest(parts: dict[str, np.ndarray], read: dict[str, list[np.ndarray]]) -> str:
-    """A hash of names, sizes, what was read, and of large ones the time of change."""
-    digest = hashlib.sha256()
-    for name, tokens in parts.items():
-        digest.update(f"{name} {len(tokens)}\n".encode())
-        if tokens.nbytes > _SMALL:
-            digest.update(f"{os.stat(tokens.filename).st_mtime_ns}\n".encode())
-        for block in read[name]:
-            digest.update(block)
-    return digest.hexdigest()

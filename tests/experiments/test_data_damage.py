@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 
-from experiments.data import prepare, shards, tokenizer
+from experiments.data import digests, prepare, shards, tokenizer
 from experiments.data.shards import Piece
 from experiments.errors import UserError
 
@@ -32,8 +32,8 @@ def change(path, place, value):
 
 @pytest.mark.parametrize("small", [0, 2**26])
 def test_a_shard_that_changed_is_named(tmp_path, monkeypatch, small):
-    monkeypatch.setattr(shards, "_SMALL", small)
-    monkeypatch.setattr(shards, "_BLOCK_TOKENS", 16)
+    monkeypatch.setattr(digests, "WHOLE", small)
+    monkeypatch.setattr(digests, "BLOCK_BYTES", 32)
     folder = written(tmp_path / "s")
     digest = shards.load(str(folder)).digest
     name = folder / "train_00001.bin"
@@ -52,9 +52,9 @@ def test_a_shard_that_changed_is_named(tmp_path, monkeypatch, small):
 
 
 def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_SMALL", 0)
-    monkeypatch.setattr(shards, "_BLOCK_TOKENS", 16)
-    monkeypatch.setattr(shards, "_BLOCKS", 2)
+    monkeypatch.setattr(digests, "WHOLE", 0)
+    monkeypatch.setattr(digests, "BLOCK_BYTES", 32)
+    monkeypatch.setattr(digests, "BLOCKS", 4)
     tokens = (np.arange(4000) % 90).astype(np.uint16)
     tokens[1234] = 60_000
     tokens.tofile(tmp_path / "train.bin")
@@ -70,8 +70,8 @@ def test_a_token_beyond_the_vocabulary_is_found_when_it_is_read(tmp_path, monkey
     corpus = shards.load(str(tmp_path), 90)
     with pytest.raises(UserError, match=r"val\.bin holds 90"):
         corpus.eval_batches(33, 32, 864)
-    # A small shard is looked at whole before anything is read.
-    monkeypatch.setattr(shards, "_SMALL", 2**26)
+    # Few tokens are looked at whole before anything is read.
+    monkeypatch.setattr(digests, "WHOLE", 2**26)
     with pytest.raises(ValueError, match=r"train\.bin holds 60000"):
         shards.load(str(tmp_path), 90)
 
@@ -175,3 +175,27 @@ def test_a_full_disk_names_the_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("whole", [0, 2**20])
+def test_a_digest_sees_names_contents_and_times(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(digests, "WHOLE", whole)
+    files = {name: tmp_path / name for name in "abc"}
+    for name, size in zip("abc", (0, 10, 300_000), strict=True):
+        files[name].write_bytes(bytes(size))
+        os.utime(files[name], ns=(10**18, 10**18))
+    first = digests.digest(files)
+    assert digests.digest(dict(reversed(files.items()))) == first
+    seen = {first, digests.digest({**files, "d": files["a"]})}
+    files["c"].write_bytes(bytes(150_000) + b"x" + bytes(149_999))
+    seen.add(digests.digest(files))
+    files["a"].write_bytes(b"x")
+    seen.add(digests.digest(files))
+    assert len(seen) == 4
+
+
+def test_a_column_that_holds_no_text_is_named():
+    assert prepare.stream.text_of({"a": "x"}, "a", "--f") == "x"
+    for value in (None, 3, ["x"], b"x"):
+        with pytest.raises(UserError, match="--f: given 'a', which holds a"):
+            prepare.stream.text_of({"a": value}, "a", "--f")
