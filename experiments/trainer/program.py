@@ -137,7 +137,7 @@ def make_program(config: ml_collections.ConfigDict, *, trace: bool = True) -> Pr
 
     Args:
       config: from `experiments.config.load`.
-      trace: whether the steps are traced too, as a run needs them.
+      trace: whether to train: the state must fit, and the steps are traced.
 
     Raises:
       UserError: one line that names the field which cannot be used.
@@ -152,16 +152,16 @@ def make_program(config: ml_collections.ConfigDict, *, trace: bool = True) -> Pr
 
 def _attempt(config: ml_collections.ConfigDict, trace: bool) -> Program:
     program = Program(config)
-    memory.check(program.abstract)
     if trace:
+        memory.check(program.abstract)
         program.trace()
     return program
 
 
 def _refusal(config: ml_collections.ConfigDict, trace: bool, error: Exception) -> str:
     message = one_line(error)
-    if isinstance(error, OSError):
-        return f"--config: {error.filename}: {error.strerror or message}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"--config: {error.filename}: {error.strerror}"
     named = message.partition(" ")[0].rstrip(":")
     if isinstance(error, ValueError) and named in configs.FIELDS:
         return f"--config: {message}"
