@@ -7,11 +7,9 @@ parses the overrides, so that a misspelt argument is an error like any other fie
 """
 
 import copy
-import difflib
-import importlib.util
 import inspect
 import math
-import pathlib
+import os
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -22,19 +20,16 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import optlab
+from experiments.errors import UserError, nearest, one_line
 from experiments.fields import FIELDS
 from experiments.models import MODELS
+from experiments.python_files import load_python_config
 from experiments.trainer.optimizer import SCHEDULES, SUPPLIED
 
-
-class UserError(Exception):
-    """A mistake in what was asked for: one line on stderr and exit status 2."""
-
-    status = 2
-
-
-# Filled from the signatures of what the names stand for.
-_KWARGS = ("optimizer.kwargs", "schedule.kwargs")
+# The kwargs beside these names are filled from the signatures of what they stand for.
+_NAMES = ("optimizer.name", "schedule.name")
+# What float32 holds: on the device larger numbers would be infinite.
+_LARGEST = 3.4e38
 
 
 def base() -> ml_collections.ConfigDict:
@@ -51,8 +46,8 @@ def base() -> ml_collections.ConfigDict:
         node[name] = (
             config_dict.placeholder(field.default) if is_type else field.default
         )
-    for path in _KWARGS:
-        config[path.split(".")[0]].kwargs = ml_collections.ConfigDict()
+    for path in _NAMES:
+        place(config, path)[0].kwargs = ml_collections.ConfigDict()
     return config
 
 
@@ -101,33 +96,41 @@ def load(
     Raises:
       UserError: naming the field, what was given and what is allowed.
     """
-    config = _get_config(path)
+    config, kwargs = _read(path)
     given = [
         re.match(r"--?(no)?config\.([^=]*)=?(.*)", word, re.S) for word in overrides
     ]
-    for field in ("optimizer.name", "schedule.name"):
-        named = [match[3] for match in given if match[2] == field]
-        section = config[field.split(".")[0]]
+    last = {match[2]: match[3] for match in given}
+    for field in _NAMES:
+        section, _ = place(config, field)
+        name = last.get(field, section.name)
         # The file's own kwargs belong to the file's own choice.
-        own = {} if named and named[-1] != section.name else section.kwargs.to_dict()
-        section.name = named[-1] if named else section.name
-        section.kwargs = _signature_kwargs(field, section.name, own)
+        own = kwargs[field] if name == section.name else {}
+        section.name = name
+        _fill_kwargs(config, field, own)
     allowed = flatten(config)
-    for match in given:
-        if match[2] not in allowed:
-            raise UserError(_unknown(f"--config.{match[2]}", match[2], allowed))
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=["", *overrides]
-    )
-    try:
-        values(["", *overrides])
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_wrong_type(str(error), given, config)) from error
-    config = values.config
+    for field in last:
+        if field not in allowed:
+            raise UserError(_unknown(f"--config.{field}", field, allowed))
+    may_be_none = {field for field in last if _may_be_none(config, field)}
+    for field in may_be_none:
+        if _is_none(last[field]):
+            _assign(config, field, None)
+    words = [
+        match[0]
+        for match in given
+        if match[2] not in may_be_none or not _is_none(last[match[2]], match[3])
+    ]
+    config = _parsed(config, words)
+    _expand_paths(config)
     _check(config)
     parsed = flatten(config)
-    return config, {match[2]: parsed[match[2]] for match in given}
+    return config, {field: parsed[field] for field in last}
+
+
+def _is_none(*values: str) -> bool:
+    """Whether one of the words stands for no value."""
+    return "none" in map(str.lower, values)
 
 
 def describe() -> str:
@@ -137,17 +140,13 @@ def describe() -> str:
         start = "None" if isinstance(field.default, type) else field.default
         among = f" ({', '.join(field.choices)})" if len(field.choices) > 1 else ""
         lines.append(f"  --config.{path}={start}\n      {field.help}{among}")
-    for path in _KWARGS:
+    for path in _NAMES:
         section = path.split(".")[0]
-        lines.append(f"  --config.{path}.*\n      the arguments of the {section}")
+        lines.append(
+            f"  --config.{section}.kwargs.*\n      the arguments of the {section}"
+        )
     lines.append(f"  optimizers: {', '.join(optlab.registry.names())}")
     return "\n".join(lines)
-
-
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """` (nearest: x)`, or nothing where nothing is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" (nearest: {near[0]})" if near else ""
 
 
 def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
@@ -160,31 +159,72 @@ def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
     return f"{what}: no such field, allowed {', '.join(short)}{nearest(given, allowed)}"
 
 
-def _get_config(path: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = [str(found) for found in pathlib.Path("configs").rglob("*.py")]
-        raise UserError(f"--config: no file {path!r}{nearest(path, known)}")
-    spec = importlib.util.spec_from_file_location("run_config", file)
+def _read(
+    path: str,
+) -> tuple[ml_collections.ConfigDict, dict[str, dict[str, Any]]]:
+    """The fields of a file with their types checked, and its kwargs by `_NAMES`."""
+    found = load_python_config(path, "get_config", "--config")
+    if not isinstance(found, ml_collections.ConfigDict):  # a frozen one is one too
+        raise UserError(
+            f"--config: get_config() of {path} returns no ConfigDict, but a "
+            f"{type(found).__name__}"
+        )
     try:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"--config: {path} does not load, {reason}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"--config: get_config() of {path} returns no ConfigDict")
-    missing = set(flatten(base())) - set(flatten(config))
+        given = flatten(found)
+    except Exception as error:  # a required field without a value, a number as a name
+        raise UserError(
+            f"--config: get_config() of {path} returns fields that cannot be read: "
+            f"{one_line(error)}"
+        ) from error
+    config, kwargs = base(), {}
+    missing = sorted(set(flatten(config)) - set(given))
     if missing:
-        raise UserError(f"--config: {path} lacks {', '.join(sorted(missing))}")
-    return copy.deepcopy(config).unlock()
+        raise UserError(f"--config: {path} lacks {', '.join(missing)}")
+    for field in _NAMES:
+        inside = field.replace("name", "kwargs.")
+        names = [name for name in given if name.startswith(inside)]
+        kwargs[field] = {name.removeprefix(inside): given.pop(name) for name in names}
+    for field, value in given.items():
+        if field not in FIELDS:
+            raise UserError(_unknown(f"--config: {path}: {field}", field, FIELDS))
+        _assign(config, field, value, f"--config: {path}: ")
+    return config, kwargs
 
 
-def _signature_kwargs(
-    field: str, name: str, own: dict[str, Any]
-) -> ml_collections.ConfigDict:
-    """The arguments that the named factory leaves to the config, at their defaults."""
+def place(
+    config: ml_collections.ConfigDict, field: str
+) -> tuple[ml_collections.ConfigDict, str]:
+    """The section that holds a field, and the field's name there."""
+    *parents, name = field.split(".")
+    for parent in parents:
+        config = config[parent]
+    return config, name
+
+
+def _assign(
+    config: ml_collections.ConfigDict, field: str, value: Any, where: str = "--config."
+) -> None:
+    """Sets a field to a value of its type.
+
+    Raises:
+      UserError: if the value has another type.
+    """
+    section, name = place(config, field)
+    wanted = section.get_type(name)
+    # For Python True is an integer, and for ml_collections None is anything.
+    wrong = isinstance(value, bool) and wanted is not bool
+    wrong |= value is None and not _may_be_none(config, field)
+    try:
+        if not wrong:
+            section[name] = value
+            return
+    except (TypeError, ValueError):  # a value that contains itself
+        pass
+    raise UserError(f"{where}{field}: given {value!r}, allowed {wanted.__name__}")
+
+
+def _parameters(field: str, name: str) -> dict[str, inspect.Parameter]:
+    """The arguments that the named factory leaves to the config."""
     if field == "optimizer.name":
         try:
             factory = optlab.registry.get(name).factory
@@ -194,27 +234,50 @@ def _signature_kwargs(
         factory = SCHEDULES[name]
     else:
         raise UserError(_not_allowed(field, name, SCHEDULES))
-    kwargs = ml_collections.ConfigDict()
-    parameters = inspect.signature(factory).parameters.values()
-    for parameter in parameters:
+    return {
+        parameter.name: parameter
+        for parameter in inspect.signature(factory).parameters.values()
+        if parameter.name not in SUPPLIED and parameter.default is not parameter.empty
+    }
+
+
+def default_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the kwargs are where neither file nor command line sets them."""
+    plain = config.copy_and_resolve_references().unlock()
+    for field in _NAMES:
+        _fill_kwargs(plain, field, {})
+    flat = flatten(plain)
+    return {field: flat[field] for field in flat if ".kwargs." in field}
+
+
+def _may_be_none(config: ml_collections.ConfigDict, field: str) -> bool:
+    """Whether a field has no value where none is given."""
+    if field in FIELDS:
+        return isinstance(FIELDS[field].default, type)
+    section, inside, argument = field.partition(".kwargs.")
+    if not inside or argument not in config[section].kwargs:
+        return False
+    parameters = _parameters(f"{section}.name", config[section].name)
+    return parameters[argument].default is None
+
+
+def _fill_kwargs(
+    config: ml_collections.ConfigDict, field: str, own: dict[str, Any]
+) -> None:
+    """Sets the arguments of what a field names: to their defaults, or the file's."""
+    section, _ = place(config, field)
+    section.kwargs = ml_collections.ConfigDict()
+    for name, parameter in _parameters(field, section.name).items():
         default = parameter.default
-        if parameter.name in SUPPLIED or default is parameter.empty:
-            continue
         if default is None:
-            kwargs[parameter.name] = config_dict.placeholder(_type_of(parameter))
+            section.kwargs[name] = config_dict.placeholder(_type_of(parameter))
         elif isinstance(default, (bool, int, float, str, tuple)):
-            kwargs[parameter.name] = default
-    for argument, value in own.items():
-        path = field.replace(".name", f".kwargs.{argument}")
-        if argument not in kwargs:
-            raise UserError(_unknown(path, argument, kwargs))
-        try:
-            kwargs[argument] = value
-        except TypeError as error:
-            raise UserError(
-                f"{path}: given {value!r}, {error}".splitlines()[0]
-            ) from error
-    return kwargs
+            section.kwargs[name] = default
+    for name, value in own.items():
+        path = field.replace("name", f"kwargs.{name}")
+        if name not in section.kwargs:
+            raise UserError(_unknown(f"--config.{path}", name, section.kwargs))
+        _assign(config, path, value)
 
 
 def _type_of(parameter: inspect.Parameter) -> type:
@@ -236,17 +299,43 @@ def _not_allowed(path: str, value: Any, choices: Iterable[str]) -> str:
     return f"--config.{path}: given {value!r}, allowed {', '.join(choices)}{near}"
 
 
-def _wrong_type(message: str, given: list, config: ml_collections.ConfigDict) -> str:
-    """absl's complaint about one override, in our own words."""
-    for match in given:
-        if f"config.{match[2]}=" in message:
-            *parents, name = match[2].split(".")
-            section = config
-            for parent in parents:
-                section = section[parent]
-            given_type = f"{match[3]!r}, allowed {section.get_type(name).__name__}"
-            return f"--config.{match[2]}: given {given_type}"
-    return f"--config: {message.splitlines()[0]}"
+def _parsed(
+    config: ml_collections.ConfigDict, words: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The config, locked, with what the words set."""
+    try:
+        return _parsed_by_absl(config, words)
+    except Exception as error:  # the parsers of the types raise what they like
+        for word in words:
+            try:
+                _parsed_by_absl(config, [word])
+            except Exception:
+                field, _, value = word.partition("config.")[2].partition("=")
+                section, name = place(config, field)
+                kind = section.get_type(name).__name__
+                raise UserError(
+                    f"--config.{field}: given {value!r}, allowed {kind}"
+                ) from error
+        raise UserError(f"--config: {one_line(error)}") from error
+
+
+def _parsed_by_absl(
+    config: ml_collections.ConfigDict, words: Sequence[str]
+) -> ml_collections.ConfigDict:
+    config, words = copy.deepcopy(config), ["", *words]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=words
+    )
+    values(words)
+    return values.config
+
+
+def _expand_paths(config: ml_collections.ConfigDict) -> None:
+    for path, field in FIELDS.items():
+        section, name = place(config, path)
+        if field.is_path and section[name] is not None:
+            section[name] = os.path.expanduser(section[name])
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -257,7 +346,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             continue
         if field.choices and value not in field.choices:
             raise UserError(_not_allowed(path, value, field.choices))
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise UserError(f"--config.{path}: given {value}, allowed a finite number")
         if field.positive and value <= 0:
             raise UserError(f"--config.{path}: given {value}, allowed above 0")
@@ -268,6 +357,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
         if field.high is not None and value > field.high:
             raise UserError(
                 f"--config.{path}: given {value}, allowed {field.high} or less"
+            )
+    for path, value in flat.items():
+        # Infinite is what switches some limits off.
+        is_limit = isinstance(value, float) and math.isinf(value)
+        if isinstance(value, float) and not (abs(value) <= _LARGEST or is_limit):
+            raise UserError(
+                f"--config.{path}: given {value}, allowed what float32 holds"
             )
     sizes = MODELS[config.model.name].sizes
     if config.model.size not in sizes:

@@ -8,7 +8,11 @@ from experiments.trainer.optimizer import SCHEDULES
 
 
 class Field(NamedTuple):
-    """One field: what it starts as (a type: None, to be given that type), and means."""
+    """One field: what it starts as (a type: None, to be given that type), and means.
+
+    One that starts as None is set back to it by the word `none`; `~` is expanded in a
+    path.
+    """
 
     default: Any
     help: str
@@ -16,6 +20,7 @@ class Field(NamedTuple):
     low: float | None = None
     high: float | None = None
     positive: bool = False
+    is_path: bool = False
 
 
 # More than anyone has; beyond it lie slips of the finger.
@@ -33,10 +38,13 @@ FIELDS = {
         str,
         "of shards: their folder; of stream: a Hugging Face data set or a folder of "
         "files; of cifar10: its tarball; of installed_sources: the cache to keep",
+        is_path=True,
     ),
     "task.subset": Field(str, "of stream: the data set's configuration, such as en"),
     "task.text_field": Field("text", "of stream: the column to read"),
-    "task.tokenizer": Field(str, "of stream: a tokenizer.json, bytes if there is none"),
+    "task.tokenizer": Field(
+        str, "of stream: a tokenizer.json, bytes if there is none", is_path=True
+    ),
     "task.vocab_size": Field(
         int,
         "of installed_sources: tokens of the BPE to train, bytes if not given; "

@@ -5,9 +5,12 @@ import sys
 
 import optax
 import pytest
+from absl import flags
 
 import optlab
+from experiments import command, demo, report, train
 from experiments import config as configs
+from experiments.data import prepare
 from experiments.fields import FIELDS
 
 FILE = "configs/stdlib_lm.py"
@@ -76,6 +79,8 @@ def test_arguments_are_parted():
         ("train.steps=abc", ["train.steps", "'abc'", "int"]),
         ("train.steps=1.5", ["train.steps", "'1.5'", "int"]),
         ("train.steps=0", ["train.steps", "0", "1 or more"]),
+        ("train.steps", ["train.steps", "''", "int"]),
+        ("train.steps=\n", ["train.steps", r"'\n'", "int"]),
         ("model.width=big", ["model.width", "'big'", "int"]),
         ("model.tied=perhaps", ["model.tied", "'perhaps'", "bool"]),
         ("model.size=tini", ["model.size", "'tini'", "350M", "nearest: tiny"]),
@@ -133,6 +138,118 @@ def test_a_files_own_kwargs_are_checked_and_belong_to_its_optimizer(tmp_path):
     path.write_text(text.format("b7"))
     with pytest.raises(configs.UserError, match=r"kwargs\.b7"):
         configs.load(str(path))
+
+
+FROM_BASE = """
+from experiments import config
+import ml_collections
+def get_config():
+    c = config.base()
+    {}
+    return c
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("c.train.steps = '7'", ["steps"]),
+        ("c.train = 3", ["'train'", "(line 6)"]),
+        ("c.train.update({'steps': None})", ["train.steps", "None", "int"]),
+        ("c.train.steps = True", ["train.steps", "True", "int"]),
+        ("c.train.stps = 3", ["train.stps", "nearest: train.steps"]),
+        ("c.optimiser = {'name': 'adamw'}", ["optimiser.name", "no such field"]),
+        ("c.optimizer.kwargs = {'b1': 'x'}", ["optimizer.kwargs.b1", "'x'", "float"]),
+        ("c.optimizer.kwargs = {'b1': None}", ["kwargs.b1", "None", "float"]),
+        ("c.optimizer.kwargs = {'b1': {'b': 1}}", ["optimizer.kwargs.b1.b"]),
+        ("c.optimizer.kwargs = None", ["optimizer.kwargs", "no such field"]),
+        ("c.optimizer.kwargs = [1]", ["'kwargs'", "(line 6)"]),
+        ("c.optimizer.name = 'cosmo'", ["optimizer.name", "'cosmo'", "'cosmos'"]),
+        ("del c.seed", ["lacks seed"]),
+        ("c = c.to_dict()", ["no ConfigDict, but a dict"]),
+        ("c = None", ["no ConfigDict, but a NoneType"]),
+        ("c = config.base", ["no ConfigDict, but a function"]),
+        ("c[3] = 4", ["cannot be read"]),
+        (
+            "c = ml_collections.ConfigDict({**c.to_dict(), 'seed': [0]})",
+            ["seed", "int"],
+        ),
+        ("c.model.z_loss = float('nan')", ["model.z_loss", "finite"]),
+        ("c.seed = ml_collections.config_dict.required_placeholder(int)", ["required"]),
+    ],
+)
+def test_a_files_wrong_field_is_one_line_that_names_it(tmp_path, line, parts):
+    path = tmp_path / "config.py"
+    path.write_text(FROM_BASE.format(line))
+    with pytest.raises(configs.UserError) as caught:
+        configs.load(str(path))
+    message = str(caught.value)
+    assert message.isprintable()
+    for part in ["--config", *parts]:
+        assert part in message
+
+
+def test_a_frozen_config_and_one_made_by_hand_are_configs(tmp_path):
+    path = tmp_path / "config.py"
+    for line in (
+        "c.train.steps = 7; c = ml_collections.FrozenConfigDict(c)",
+        "c.train.steps = 7; c = ml_collections.ConfigDict(c.to_dict())",
+    ):
+        path.write_text(FROM_BASE.format(line))
+        config, changed = configs.load(
+            str(path), ["--config.model.width=8", "--config.optimizer.weight_decay=0"]
+        )
+        assert config.train.steps == 7
+        assert config.model.width == 8
+        assert changed == {"model.width": 8, "optimizer.weight_decay": 0.0}
+        assert config.is_locked
+
+
+def test_none_sets_a_field_back_where_it_may_be_none():
+    name = "--config.optimizer.name=cosmos"
+    config, changed = configs.load(
+        "configs/openwebtext_gpt2.py",
+        [
+            *("--config.task.path=none", "--config.model.tied=None", name),
+            *("--config.model.width=8", "--config.model.width=none"),
+            *("--config.model.heads=none", "--config.model.heads=2"),
+            "--config.optimizer.kwargs.ns_dtype=none",
+        ],
+    )
+    assert config.task.path is config.model.tied is config.model.width is None
+    assert config.optimizer.kwargs.ns_dtype is None
+    assert config.model.heads == 2
+    assert changed["task.path"] is changed["model.width"] is None
+    assert changed["model.heads"] == 2
+    for field, kind in (
+        ("train.steps", "int"),
+        ("optimizer.kwargs.b1", "float"),
+        ("model.remat", "bool"),
+    ):
+        with pytest.raises(configs.UserError, match=f"{field}: given 'none'.*{kind}"):
+            load(name, f"--config.{field}=none")
+    assert load("--config.task.text_field=none").task.text_field == "none"
+
+
+def test_the_home_folder_is_expanded_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    own = flags.FlagValues()
+    folder = command.define_path("folder", "", own, default="runs")
+    own(["", "--folder=~/a b"])
+    assert folder.value == "/h/a b"
+    for module, names in (
+        (train, ["config", "workdir"]),
+        (prepare, ["output", "tokenizer", "dataset"]),
+        (report, ["output"]),
+        (demo, ["workdir"]),
+    ):
+        for name in names:
+            assert module._FLAGS[name].parser.parse("~/x") == "/h/x"
+    config, changed = configs.load(
+        FILE, ["--config.task.path=~/d", "--config.task.tokenizer=~/t.json"]
+    )
+    assert config.task.path == changed["task.path"] == "/h/d"
+    assert config.task.tokenizer == "/h/t.json"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optlab.checks import one_of, positive_int
+from optlab.checks import newton_schulz_steps, one_of, positive_int
 from optlab.matrices.coefficients.fit import NORMALIZATIONS, fit, measured, mixture
 from optlab.matrices.coefficients.quintics import apply, chebyshev, polar_express
 
@@ -90,9 +90,9 @@ def resolve_coefficients(
     Raises:
       ValueError: `coeffs` is an unknown name, has another shape than `(3,)` or
         `(steps, 3)` ("dion" has five steps), or holds what is not finite; `steps` is
-        below one.
+        below one or above 100.
     """
-    positive_int(steps=steps)
+    newton_schulz_steps(steps=steps)
     if isinstance(coeffs, str):
         if coeffs not in PRESETS:
             raise ValueError(f"coeffs must be one of {PRESETS}, got {coeffs!r}")
