@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, points
+from experiments import command, points, records
 from experiments.config import UserError
 from experiments.launchers import LAUNCHERS, job
 from experiments.launchers.board import Board, validation_losses
@@ -94,6 +94,8 @@ class Sweep:
         self.failed: dict[str, str] = {}
         self.pruned: set[str] = set()
         self.stopped: list[int] = []
+        # Of the points that may be pruned; only what a run has added is read.
+        self._losses: dict[str, tuple[records.Reader, dict[int, float]]] = {}
         self.board = Board(self)
 
     def run(self) -> int:
@@ -169,7 +171,10 @@ class Sweep:
         """Stops a point whose losses are too high among those of its part."""
         if self.points[name].part.pruning is None or name in self.pruned:
             return
-        losses = validation_losses(self.folder / name)
+        path = self.folder / name / records.NAME
+        reader, losses = self._losses.setdefault(name, (records.Reader(path), {}))
+        with contextlib.suppress(OSError):
+            losses |= validation_losses(reader.added())
         if self.trials.hopeless(name, losses):
             self.pruned.add(name)
             self.jobs[name].stop()

@@ -1,11 +1,9 @@
 """What a person sees of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 import datetime
-import io
-import json
 import math
-import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ import rich.console
 import rich.live
 import rich.table
 
-# Enough for the last record of a metrics.jsonl.
-_TAIL_BYTES = 4096
+from experiments import records
 
 
 class Board:
@@ -122,44 +119,22 @@ class Board:
             record = last_record(self._sweep.folder / name)
             shown = "starting"
             if record:
-                loss = record["loss"]
+                loss = record.get("loss")
                 shown = f"step {record['step']}/{point.config.train.steps}"
                 shown += "" if loss is None else f", loss {loss:.3f}"
             outer.add_row(f"  {name}  {point.label()}: {shown}")
         return outer
 
 
-def validation_losses(folder: pathlib.Path) -> dict[int, float]:
-    """Step -> validation loss, as far as a run has come; infinite for none."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return {}
-    found = {}
-    for line in lines:
-        if '"val_loss"' not in line:
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:  # half a line
-            continue
-        loss = record["val_loss"]
-        found[record["step"]] = math.inf if loss is None else loss
-    return found
+def validation_losses(added: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """Step -> validation loss of the records that have one; infinite for None."""
+    losses = {r["step"]: r["val_loss"] for r in added if "val_loss" in r}
+    return {step: math.inf if x is None else x for step, x in losses.items()}
 
 
 def last_record(folder: pathlib.Path) -> dict[str, Any]:
-    """The last whole record of a run, {} before there is one."""
+    """The last record of a run, {} before there is one or where it cannot be read."""
     try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(0, io.SEEK_END)
-            file.seek(max(file.tell() - _TAIL_BYTES, 0), os.SEEK_SET)
-            lines = file.read().decode(errors="replace").splitlines()
+        return records.last(folder / records.NAME)
     except OSError:
         return {}
-    for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from experiments import records
 from experiments.config import UserError
-from experiments.trainer import metrics
 from experiments.trainer.workdir import MAY_CHANGE, flatten_json
 
 # Fields that make no other method: a method has many rates and seeds.
@@ -85,7 +85,7 @@ def load_runs(
             raise UserError(f"{path.parent} is no whole run, {error!r}") from error
     names = _names(configs, (*_ASIDE, *_NAMES, *tuned))
     return [
-        Run(name, path.parent, config, result, metrics.read(path))
+        Run(name, path.parent, config, result, list(records.read(path)))
         for name, path, config, result in zip(
             names, paths, configs, results, strict=True
         )

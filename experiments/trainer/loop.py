@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from experiments import records
 from experiments.config import UserError
 from experiments.trainer import memory
 from experiments.trainer import optimizer as optimizers
@@ -168,23 +169,19 @@ class _Run:
                     folder.write_json("result.json", finite_or_none(self.result))
         return self.result
 
-    def _result_so_far(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+    def _result_so_far(self, kept: records.Part) -> dict[str, Any]:
         """What an earlier part of the run has come to."""
         opt_state = self.program.abstract.opt_state
-        result = {
-            "val_loss": None,
-            "best_val_loss": None,
-            "steps": records[-1]["step"] if records else 0,
-            "seconds": records[-1]["seconds"] if records else 0.0,
+        return {
+            "val_loss": kept.val_loss,
+            "best_val_loss": kept.best_val_loss,
+            "steps": kept.last.get("step", 0),
+            "seconds": kept.last.get("seconds") or 0.0,
             "start_seconds": None,  # to the first step: restoring and compiling
             "peak_memory_bytes": None,
             "optimizer_state_bytes": tree_bytes(opt_state.inner_state),
             "reason": "failed",
         }
-        for record in records:
-            if record.get("val_loss") is not None:
-                _note(result, record["val_loss"])
-        return result
 
     def _train(self, begun) -> None:
         program, progress, result = self.program, self.progress, self.result

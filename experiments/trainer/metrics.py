@@ -16,6 +16,7 @@ from typing import Any
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from experiments import records
 from experiments.config import UserError
 
 
@@ -40,13 +41,16 @@ class MetricsWriter:
 
     Raises:
       UserError: if Weights & Biases does not take the run.
+
+    Attributes:
+      kept: the records that the run goes on from.
     """
 
     def __init__(
         self, folder: pathlib.Path, after: int = 0, wandb_project: str | None = None
     ):
-        path = folder / "metrics.jsonl"
-        self.kept = _cut(path, after) if path.exists() else []
+        path = folder / records.NAME
+        self.kept = _cut(path, after)
         self._file = path.open("a")
         (folder / "tensorboard").mkdir(exist_ok=True)
         # Not its queue and thread, which hang when the disk is full.
@@ -139,21 +143,21 @@ def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _cut(path: pathlib.Path, after: int) -> list[dict[str, Any]]:
-    """Leaves the whole records up to a step in the file, and returns them."""
-    kept = [record for record in read(path) if record["step"] <= after]
-    temporary = path.with_suffix(".new")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    temporary.replace(path)
-    return kept
-
-
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line cut off by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+def _cut(path: pathlib.Path, after: int) -> records.Part:
+    """Leaves the records up to a step in the file, and says what they are."""
+    part = records.up_to(path, after)
+    if len(part.spans) > 1 or (part.spans and part.spans[0][0]):
+        temporary = path.with_suffix(".new")
+        with path.open("rb") as old, temporary.open("wb") as new:
+            for start, end in part.spans:
+                old.seek(start)
+                new.write(old.read(end - start))
+        temporary.replace(path)
+    elif path.exists():
+        os.truncate(path, part.spans[0][1] if part.spans else 0)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return part
