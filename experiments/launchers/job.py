@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import math
 import pathlib
+import signal
 import sys
 from typing import Any, Protocol
 
@@ -21,8 +23,16 @@ class Job(Protocol):
         """None while it works, then the exit status."""
         ...
 
+    def at_work(self) -> bool:
+        """Whether it has begun, so that a folder without changes means something."""
+        ...
+
     def stop(self) -> None:
         """Asks it to write a checkpoint and end."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once, where it does not hear."""
         ...
 
 
@@ -42,8 +52,14 @@ class Elsewhere:
         result = finished(self._folder)
         return FINISHED[result["reason"]] if result else STOPPED[1]
 
+    def at_work(self) -> bool:
+        """It is."""
+        return True
+
     def stop(self) -> None:
         """Leaves it alone: the folder's own process finishes it."""
+
+    kill = stop
 
 
 def command(point: Point, folder: pathlib.Path) -> list[str]:
@@ -55,12 +71,31 @@ def command(point: Point, folder: pathlib.Path) -> list[str]:
 
 
 def finished(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a completed or diverged run, None where work is left."""
+    """The result of a completed or diverged run, None where work is left.
+
+    It has `reason`, `val_loss` (a number if the run completed), `steps` and
+    `total_seconds`, whatever else the file holds; a file without them is no result, as
+    a run that goes on writes it again.
+    """
     try:
         result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        if result["reason"] not in FINISHED:
+            return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return result if result.get("reason") in FINISHED else None
+    numbers = ("val_loss", "steps", "total_seconds")
+    given = {name: result.get(name) for name in numbers}
+    result |= {name: x if _is_number(x) else None for name, x in given.items()}
+    if result["reason"] == "completed" and None in (
+        result["val_loss"],
+        result["steps"],
+    ):
+        return None
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def in_use(folder: pathlib.Path) -> bool:
@@ -68,8 +103,54 @@ def in_use(folder: pathlib.Path) -> bool:
     try:
         with (folder / ".lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # none was there, or the worker will say what is wrong
+        return False
     return False
+
+
+def log_size(folder: pathlib.Path) -> int:
+    """Where in worker.log the next attempt's words begin."""
+    try:
+        return (folder / "worker.log").stat().st_size
+    except OSError:
+        return 0
+
+
+def why_it_left(folder: pathlib.Path, status: int, start: int) -> str:
+    """Why a worker left, in one line.
+
+    Args:
+      folder: of its point.
+      status: that it left with, negative for a signal's number.
+      start: where in worker.log its words begin.
+    """
+    if status < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(-status, f'signal {-status}')}"
+    try:
+        with (folder / "worker.log").open("rb") as file:
+            file.seek(start)
+            text = file.read().decode(errors="replace")
+    except OSError:
+        text = ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    # What the program says of itself comes before what its threads may say after it.
+    own = [line for line in lines if line.startswith("error: ")]
+    raised = _raised(lines)
+    said = own[-1:] if status == 2 else []
+    said = said or raised[-1:] or own[-1:] or lines[-1:] or [f"exit status {status}"]
+    return said[0].removeprefix("error: ")
+
+
+def _raised(lines: list[str]) -> list[str]:
+    """The lines with the exceptions of tracebacks, without the notes after them."""
+    found, inside = [], False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside and not line.startswith(" "):
+            found.append(line)
+            inside = False
+    return found
