@@ -122,19 +122,31 @@ def test_a_claim_has_one_owner_until_its_heart_stops(two):
         assert second.take(KEYS, 3) == KEYS
 
 
-def test_many_launchers_at_once_claim_each_point_once(tmp_path):
+def race(url, folder):
+    """Four launchers open an empty database and claim points: what each has taken."""
     keys = [("swept", str(number)) for number in range(30)]
-    Storage(of_file(tmp_path / "optuna.db"))
-    taken = []
+    taken, wrong = [], []
 
-    def race():
-        own = Claims(Storage(of_file(tmp_path / "optuna.db")), tmp_path)
-        while got := own.take([key for key in keys if key not in taken], 3):
-            taken.extend(got)
+    def launch():
+        try:
+            own = Claims(Storage(url), folder)
+            while got := own.take([key for key in keys if key not in taken], 3):
+                taken.extend(got)
+        except BaseException as error:
+            wrong.append(error)
 
-    racing = [threading.Thread(target=race) for _ in range(4)]
+    racing = [threading.Thread(target=launch) for _ in range(4)]
     for one in racing:
         one.start()
     for one in racing:
         one.join()
+    assert not wrong
     assert sorted(taken) == sorted(keys)
+
+
+def test_many_launchers_at_once_claim_each_point_once(tmp_path):
+    race(of_file(tmp_path / "optuna.db"), tmp_path)
+
+
+def test_many_launchers_at_once_open_postgres(tmp_path, postgres):
+    race(postgres.url, tmp_path)
