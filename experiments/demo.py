@@ -73,7 +73,7 @@ def try_rates(
     for name in methods:
         for rate in rates:
             status = _train(folder / f"{name}-{rate:g}", name, rate, overrides)
-            if status in (130, 143):
+            if status in (129, 130, 143):
                 return status
     rows = report.table(report.load_runs([folder]))
     for row in rows:

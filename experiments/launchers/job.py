@@ -13,7 +13,7 @@ from experiments.points import Point
 # A reason of result.json -> the status that its run left with; only these are the end.
 FINISHED = {"completed": 0, "diverged": 3}
 IN_USE = 4
-STOPPED = (130, 143)
+STOPPED = (129, 130, 143)
 
 
 class Job(Protocol):
@@ -50,7 +50,7 @@ class Elsewhere:
         if in_use(self._folder):
             return None
         result = finished(self._folder)
-        return FINISHED[result["reason"]] if result else STOPPED[1]
+        return FINISHED[result["reason"]] if result else STOPPED[-1]
 
     def at_work(self) -> bool:
         """It is."""

@@ -3,11 +3,15 @@
 Parameters, optimizer and the rest are items of their own, to be read alone.
 
 Each is a folder of its own that gets its name when it is whole, so a killed process
-leaves none that is half written. What a disk or a hand spoils later shows in the
-checksums: one word per array, saved with it, that any changed bit changes.
+leaves none that is half written. What a disk or a hand changes later shows in the
+checksums: one word per array, and one for the place in the data, saved with them.
+
+A file that the machine cannot read is no corrupt one: that is an error, and nothing is
+renamed.
 """
 
 import errno
+import json
 import logging
 import math
 import os
@@ -15,6 +19,7 @@ import pathlib
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,8 +38,12 @@ _REST = tuple(name for name in TrainState._fields if name not in _ALONE)
 _ROOM = 1.05
 
 
+# What opening a file says where the checkpoint itself is at fault.
+_CORRUPT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
 class CheckpointError(OSError):
-    """A checkpoint could not be written."""
+    """A checkpoint could not be written, or its files not be read."""
 
 
 class Checkpoints:
@@ -64,7 +73,7 @@ class Checkpoints:
         if self._open_manager is None:
             import orbax.checkpoint as ocp
 
-            # What goes wrong is raised here too, and then said in one line.
+            # What goes wrong is raised too, and then said in one line.
             logging.getLogger("absl").setLevel(logging.CRITICAL)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=None if self._read_only else KEEP,
@@ -91,23 +100,37 @@ class Checkpoints:
         from orbax.checkpoint import args
 
         items = _items(_without_key(state))
-        place = {"data": position, "checksums": _checksums(items)}
+        step = int(state.step)
+        checksums = _checksums(items) | {"data": _place_checksum(step, position)}
+        place = {"data": position, "checksums": checksums}
         self.wait()
         try:
             self.folder.mkdir(exist_ok=True)
+            first = not self.steps()
             free, need = shutil.disk_usage(self.folder).free, tree_bytes(items)
             if free < need * _ROOM:
                 reason = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes, {need:,} needed"
                 raise CheckpointError(errno.ENOSPC, reason, str(self.folder))
             saved = {name: args.StandardSave(item) for name, item in items.items()}
             self._manager.save(
-                int(state.step),
+                step,
                 args=args.Composite(place=args.JsonSave(place), **saved),
             )
         except CheckpointError:
             raise
         except Exception as error:
             raise _plain(error, self.folder) from error
+        if first:
+            self.wait()  # so that records of later steps say that there is one
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, the newest first; corrupt ones too."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        found = [re.fullmatch(r"(?:spoilt_)?(\d+)", name) for name in names]
+        return sorted({int(match[1]) for match in found if match}, reverse=True)
 
     def restore(
         self,
@@ -115,7 +138,7 @@ class Checkpoints:
         *,
         only: Sequence[str] = (*_ALONE, "rest"),
     ) -> tuple[TrainState, dict] | None:
-        """The newest checkpoint that is whole; those that are not are set aside.
+        """The newest checkpoint that is whole; newer ones are then set aside.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
@@ -124,26 +147,51 @@ class Checkpoints:
 
         Returns:
           The state and the position of the data, None where there is no checkpoint.
+
+        Raises:
+          CheckpointError: the machine cannot read one.
         """
-        if not self.folder.is_dir():
-            return None
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            found, reason = None, "another process cannot read it"
+        try:
+            steps = (
+                sorted(self._manager.all_steps(), reverse=True) if self.steps() else []
+            )
+        except Exception as error:
+            raise _plain(error, self.folder) from error
+        corrupt: dict[int, str] = {}
+        for step in steps:
+            found, failed, reason = None, None, "another process cannot read it"
             try:
                 found = self._restore(step, abstract, set(only))
-            except Exception as error:  # whatever a spoilt file makes orbax raise
+            except Exception as error:  # whatever a corrupt file makes orbax raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                failed = _machine_error(error, self.folder / str(step))
                 _hush_abandoned_readers()
-            if _everywhere(found is not None):
+            worst = _everywhere(2 if failed else int(found is None))
+            if worst == 2:
+                raise failed or CheckpointError(
+                    errno.EIO, "another process cannot read it", str(self.folder)
+                )
+            if not worst:
+                self._set_aside(corrupt)
                 return found
+            corrupt[step] = reason
+        for step, reason in corrupt.items():
+            self._say(f"checkpoint of step {step} is spoilt: {reason}")
+        return None
+
+    def _set_aside(self, corrupt: dict[int, str]) -> None:
+        """Renames corrupt checkpoints, now that there is a whole one."""
+        for step, reason in corrupt.items():
             self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
-            if jax.process_index() == 0 and not self._read_only:
+        if not corrupt or self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in corrupt:
                 aside = self.folder / f"spoilt_{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-            _everywhere(True)  # the others wait until it is gone
-            self._manager.reload()
-        return None
+        _everywhere(0)  # the others wait until they are gone
+        self._manager.reload()
 
     def _restore(
         self, step: int, abstract: TrainState, names: set[str]
@@ -160,9 +208,15 @@ class Checkpoints:
         for name, is_now in _checksums(items).items():
             if is_now != place["checksums"][name]:
                 raise ValueError(f"{name} is not what was saved")
+        # Of a checkpoint older than this checksum there is none.
+        told = place["checksums"].get("data")
+        if told is not None and told != _place_checksum(step, place["data"]):
+            raise ValueError("the place in the data is not what was saved")
         state = abstract._replace(**items.pop("rest", {}))
         if "rest" in names:
             state = _with_key(state)
+        if "rest" in names and int(state.step) != step:
+            raise ValueError(f"it holds the state of step {int(state.step)}")
         return state._replace(**items), place["data"]
 
     def wait(self) -> None:
@@ -208,19 +262,56 @@ def _hush_abandoned_readers() -> None:
 
 def _plain(error: Exception, folder: pathlib.Path) -> CheckpointError:
     """The system's own word for it, where there is one in what orbax raises."""
-    told = re.search(r"os_error_code='(\d+)'", str(error))
-    code = int(told[1]) if told else getattr(error, "errno", None)
+    code = _code_of(error)
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return CheckpointError(
         code or errno.EIO, os.strerror(code) if code else reason, str(folder)
     )
 
 
-def _everywhere(good: bool) -> bool:
-    """Whether it is so in all processes; each waits for the others."""
+def _code_of(error: BaseException | None) -> int | None:
+    """The `errno` in an exception or in what led to it."""
+    while error is not None:
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        if code is not None:
+            return code
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _machine_error(error: Exception, folder: pathlib.Path) -> CheckpointError | None:
+    """Why the machine cannot read a checkpoint; None if the files are to blame.
+
+    Orbax calls a folder that it may not open one that is not there, so every file is
+    tried.
+    """
+    code = _code_of(error)
+    if code is not None and code not in _CORRUPT:
+        return _plain(error, folder)
+    try:
+        for place, _, names in os.walk(folder, onerror=_raise):
+            for name in names:
+                with open(os.path.join(place, name), "rb") as file:
+                    while file.read(1 << 20):
+                        pass
+    except OSError as found:
+        if found.errno not in _CORRUPT:
+            return CheckpointError(
+                found.errno, found.strerror, found.filename or str(folder)
+            )
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _everywhere(state: int) -> int:
+    """The worst state of all processes; each waits for the others."""
     if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.bool_(good))))
+        return state
+    return int(np.max(multihost_utils.process_allgather(np.int32(state))))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -239,6 +330,11 @@ def _without_key(state: TrainState) -> TrainState:
 
 def _with_key(arrays: TrainState) -> TrainState:
     return arrays._replace(key=jax.random.wrap_key_data(arrays.key))
+
+
+def _place_checksum(step: int, position: dict) -> int:
+    """One word of the place in the data, and of the step that it belongs to."""
+    return zlib.crc32(json.dumps([step, position], sort_keys=True).encode())
 
 
 def _checksums(arrays: Any) -> dict[str, int]:

@@ -20,11 +20,17 @@ from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_no
 from experiments.trainer.profiler import Profiler
 from experiments.trainer.program import Program
 from experiments.trainer.progress import Progress
-from experiments.trainer.signals import StopRequests, stop_requests
+from experiments.trainer.signals import STOPPED, StopRequests, stop_requests
 from experiments.trainer.state import leaf_names, tree_bytes
-from experiments.trainer.workdir import Follower, Workdir, open_workdir, provenance
+from experiments.trainer.workdir import (
+    Follower,
+    Workdir,
+    open_workdir,
+    provenance,
+    said,
+)
 
-_STATUS = {"completed": 0, "diverged": 3, "interrupted": 130, "preempted": 143}
+_STATUS = {"completed": 0, "diverged": 3, **STOPPED}
 
 
 def train(
@@ -48,11 +54,12 @@ def train(
       profile: write a trace of a few steps to the folder.
 
     Returns:
-      The exit status: 0 completed, 3 diverged, 130 and 143 stopped by a signal.
+      The exit status: 0 completed, 3 diverged, 129, 130 and 143 stopped by a signal.
 
     Raises:
       UserError: if the config cannot be trained or the folder not be used (nothing has
-        been compiled then, and the folder is as it was), or the disk is full.
+        been compiled then, and the folder is as it was), or the machine cannot read or
+        write it.
     """
     program = Program(config)
     memory.check(program.abstract)
@@ -68,23 +75,12 @@ def train(
                 loss = folder.result["val_loss"]
                 print(f"{workdir} is complete: val_loss {loss:.4f}")
             return 0
-        folder.write_json(
-            "config.json",
-            {
-                "config": config.to_dict(),
-                "overrides": overrides or {},
-                "data_digest": program.task.digest,
-                **provenance(),
-            },
-        )
         with stop_requests() as stop:
-            run = _Run(program, folder, stop)
+            run = _Run(program, folder, stop, overrides or {})
             result = run.execute(reset_optimizer=reset_optimizer, profile=profile)
         return _STATUS[result["reason"]]
     except OSError as error:
-        where = error.filename or workdir
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"--workdir: {where}: {reason}") from error
+        raise said(error, workdir) from error
     finally:
         folder.close()
 
@@ -104,11 +100,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
     """
     program = Program(config)
     folder = pathlib.Path(workdir) / "checkpoints"
-    said: list[str] = []
-    with contextlib.closing(Checkpoints(folder, said.append, read_only=True)) as kept:
-        found = kept.restore(program.abstract, only=("params", "rest"))
+    told: list[str] = []
+    try:
+        with contextlib.closing(Checkpoints(folder, told.append, read_only=True)) as x:
+            found = x.restore(program.abstract, only=("params", "rest"))
+    except OSError as error:
+        raise said(error, workdir) from error
     if found is None:
-        reason = f"; {said[0]}" if said else ""
+        reason = f"; {told[0]}" if told else ""
         raise UserError(f"--workdir: {workdir} holds no checkpoint to read{reason}")
     state, _ = found
     values = program.evaluator(program.task.eval_batches())(state.params)
@@ -121,12 +120,17 @@ class _Run:
     """A program at work in a folder."""
 
     def __init__(
-        self, program: Program, folder: Workdir | Follower, stop: StopRequests
+        self,
+        program: Program,
+        folder: Workdir | Follower,
+        stop: StopRequests,
+        overrides: dict[str, Any],
     ):
         self.program = program
         self.config = program.config
         self.folder = folder
         self.stop = stop
+        self.overrides = overrides
         train = self.config.train
         few = train.steps < 1000
         self.log_every = train.log_every or (1 if few else 10)
@@ -148,6 +152,8 @@ class _Run:
                 begun = self.program.fresh_optimizer(begun[0]), begun[1]
                 self.progress.line("the optimizer starts afresh")
             after = int(begun[0].step) if begun else 0
+            self._check_start(after)
+            self._write_config()
             project = None if quiet else self.config.train.wandb_project
             self.metrics = stack.enter_context(
                 contextlib.closing(MetricsWriter(folder.path, after, project))
@@ -155,27 +161,67 @@ class _Run:
             self.profiler = stack.enter_context(
                 contextlib.closing(Profiler(folder.path, after if profile else None))
             )
-            self.result = self._result_so_far(self.metrics.kept)
+            self._look_at_records(after)
+            self.result = self._result_so_far(after)
             try:
                 self._train(begun)
             except BaseException as error:
                 # A full disk takes no word about itself either.
                 with contextlib.suppress(OSError):
                     self.progress.line(f"failed: {type(error).__name__}: {error}")
+                    self._write_result()
                 raise
-            finally:
-                self.result["total_seconds"] = time.perf_counter() - self.started
-                with contextlib.suppress(OSError):
-                    folder.write_json("result.json", finite_or_none(self.result))
+            self._write_result()
         return self.result
 
-    def _result_so_far(self, kept: records.Part) -> dict[str, Any]:
+    def _write_config(self) -> None:
+        told = {"config": self.config.to_dict(), "overrides": self.overrides}
+        told["data_digest"] = self.program.task.digest
+        self.folder.write_json("config.json", told | provenance())
+
+    def _write_result(self) -> None:
+        self.result["total_seconds"] = time.perf_counter() - self.started
+        self.folder.write_json("result.json", finite_or_none(self.result))
+
+    def _check_start(self, after: int) -> None:
+        """Refuses to begin at the first step where a run has been, or behind the last.
+
+        Raises:
+          UserError: what an earlier run left must be asked for before it is lost.
+        """
+        steps = self.config.train.steps
+        if after > steps:
+            raise UserError(
+                f"--config.train.steps: {steps}, and {self.folder.checkpoints} is at "
+                f"step {after} already"
+            )
+        if not after and (self.folder.resumes or self.checkpoints.steps()):
+            raise UserError(
+                f"--workdir: {self.folder.checkpoints} holds no checkpoint that can be "
+                "read, so the run would begin with step 1; put one back or choose "
+                "another folder, or pass --overwrite"
+            )
+
+    def _look_at_records(self, after: int) -> None:
+        """Says which records are lost."""
+        kept, say = self.metrics.kept, self.progress.line
+        last = kept.last.get("step", 0)
+        if kept.bad:
+            few = ", ".join(map(str, kept.bad[:10]))
+            more = f" and {len(kept.bad) - 10} more" if len(kept.bad) > 10 else ""
+            say(f"{records.NAME}: no record can be read in line {few}{more}; left out")
+        if last < after:
+            say(f"{records.NAME}: the records after step {last} up to {after} are lost")
+
+    def _result_so_far(self, after: int) -> dict[str, Any]:
         """What an earlier part of the run has come to."""
+        kept = self.metrics.kept
+        self.evaluated = kept.evaluated
         opt_state = self.program.abstract.opt_state
         return {
             "val_loss": kept.val_loss,
             "best_val_loss": kept.best_val_loss,
-            "steps": kept.last.get("step", 0),
+            "steps": after,
             "seconds": kept.last.get("seconds") or 0.0,
             "start_seconds": None,  # to the first step: restoring and compiling
             "peak_memory_bytes": None,
@@ -208,18 +254,23 @@ class _Run:
         diagnose = layout.compile(program.diagnose)
         batches.set_state(position)
         evaluate = program.evaluator(program.task.eval_batches())
-        if first <= train.steps:  # after the last step there is an evaluation
+        if first <= train.steps:  # after the last step there may be an evaluation
             evaluate(state.params, 1)  # compiles, so that no step's time holds it
+
+        def evaluation(done: int) -> dict[str, float]:
+            found = evaluate(state.params)
+            if state.ema:
+                averaged = evaluate(state.ema)
+                found |= {f"{name}_ema": x for name, x in averaged.items()}
+            self.evaluated = done
+            _note(result, found["val_loss"])
+            return found
 
         def emit(done: int, values: dict[str, Any]) -> None:
             """Writes a record of the step, with an evaluation where one is due."""
             record = self._record(done, values)
             if self._due(train.eval_every, done):
-                record |= evaluate(state.params)
-                if state.ema:
-                    averaged = evaluate(state.ema)
-                    record |= {f"{name}_ema": x for name, x in averaged.items()}
-                _note(result, record["val_loss"])
+                record |= evaluation(done)
                 self.mark = time.perf_counter()
             self.metrics.write(record)
             progress.update(record)
@@ -260,13 +311,20 @@ class _Run:
         if result["steps"] < train.steps and stop.reasons:
             result["reason"] = stop.reasons[0]
         elif result["reason"] != "diverged":
-            good = math.isfinite(result["val_loss"])
-            result["reason"] = "completed" if good else "diverged"
+            if self.evaluated != train.steps:  # its record is lost
+                tokens = train.steps * program.tokens_per_step
+                times = {"tokens": tokens, "seconds": result["seconds"]}
+                found = evaluation(train.steps)
+                self.metrics.write({"step": train.steps, **times, **found})
+            # A loss of before a step that was skipped is no loss of all the steps.
+            good = records.finite(result["val_loss"]) is not None
+            made = not int(state.bad_steps)
+            result["reason"] = "completed" if good and made else "diverged"
         progress.line(f"{result['reason']} after {result['steps']} steps")
 
     def _due(self, every: int, done: int) -> bool:
         """Whether something is, that comes every so many steps and after the last."""
-        return every > 0 and (done % every == 0 or done == self.config.train.steps)
+        return done == self.config.train.steps or (every > 0 and done % every == 0)
 
     def _record(self, done: int, values: dict[str, Any]) -> dict[str, Any]:
         """Fetches a step's metrics, which waits for the device."""

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import pathlib
 import sys
 import time
@@ -9,6 +10,25 @@ import rich.console
 import rich.progress
 
 _SECONDS_BETWEEN_LINES = 30
+
+
+class _Screen:
+    """Standard error; a terminal that has gone, or a closed pipe, ends no run."""
+
+    def __init__(self):
+        self._file = sys.stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 class Progress:
@@ -26,7 +46,7 @@ class Progress:
         self._last_line = -float("inf")
         self._val_loss = None
         self._console = rich.console.Console(
-            file=sys.stderr, soft_wrap=True, quiet=quiet
+            file=_Screen(), soft_wrap=True, quiet=quiet
         )
         columns = (
             rich.progress.TextColumn("{task.description}"),

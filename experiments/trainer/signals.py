@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as requests that the loop sees between steps."""
+"""SIGINT, SIGTERM and SIGHUP as requests that the loop sees between steps."""
 
 import contextlib
 import os
@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-_REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "preempted"}
+_REASONS = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "preempted",
+    signal.SIGHUP: "hangup",
+}
+# A reason -> the exit status of a run that it stopped.
+STOPPED = {reason: 128 + number for number, reason in _REASONS.items()}
 
 
 class StopRequests:
@@ -31,7 +37,7 @@ def stop_requests() -> Iterator[StopRequests]:
     """Catches the signals while it is open; a second one of a kind ends the process.
 
     With many processes jax's own service hears SIGTERM and agrees on the step, and
-    SIGINT becomes SIGTERM.
+    the others become SIGTERM. A SIGHUP that is ignored, as `nohup` does, stays so.
     """
     requests = StopRequests()
     alone = jax.process_count() == 1
@@ -44,7 +50,9 @@ def stop_requests() -> Iterator[StopRequests]:
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    caught = _REASONS if alone else (signal.SIGINT,)
+    caught = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if alone else set())
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        caught.remove(signal.SIGHUP)
     before = {number: signal.signal(number, remember) for number in caught}
     try:
         yield requests

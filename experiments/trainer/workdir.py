@@ -1,6 +1,5 @@
 """A run's folder: who may write to it, what says that it is done."""
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,11 +14,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import records
 from experiments.config import UserError, base, flatten
+from experiments.trainer.lock import lock
+from experiments.trainer.signals import STOPPED
 
 # All that a run writes, and `overwrite` removes.
 _FILES = (
-    *("config.json", "metrics.jsonl", "result.json", "log.txt"),
+    *("config.json", records.NAME, "result.json", "log.txt"),
     *("tensorboard", "checkpoints", "wandb_id"),
 )
 # Fields that may differ when a run goes on: the training is the same, but for the
@@ -59,6 +61,7 @@ class Workdir:
       path: where the records are written.
       checkpoints: where the checkpoints lie.
       result: of a completed run, None where work is left.
+      resumes: whether the earlier part of the run has made checkpoints for sure.
     """
 
     def __init__(
@@ -85,60 +88,91 @@ class Workdir:
         """
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.resumes = False
         self._may_change = MAY_CHANGE + (_OF_OPTIMIZER if new_optimizer else ())
         # The same form that config.json gives back: a tuple is a list there.
         self._fields = json.loads(json.dumps(flatten(config)))
         self._fields["data_digest"] = digest
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UserError(f"--workdir: {error.filename}: {error.strerror}") from error
-        self._lock = os.fdopen(lock)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locks = lock(self.path)
         except BlockingIOError as error:
-            self._lock.close()
             raise WorkdirInUse(
                 f"--workdir: {self.path} is in use by another run"
             ) from error
+        except OSError as error:
+            raise said(error, self.path) from error
         try:
+            self._check_links(overwrite)
             if overwrite:
                 self._clear()
             self.result = self._previous_result()
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
 
     def close(self) -> None:
         """Gives the lock back."""
-        self._lock.close()
+        for held in self._locks:
+            os.close(held)
 
-    def _clear(self) -> None:
+    def _check_links(self, overwrite: bool) -> None:
+        """Refuses links to folders that are away or, to overwrite, not empty."""
         for name in _FILES:
             path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if not path.is_symlink():
+                continue
+            if not path.exists():
+                raise UserError(
+                    f"--workdir: {path} is a link to {os.readlink(path)}, which is "
+                    "not there; mount or make it, or remove the link"
+                )
+            if overwrite and path.is_dir() and os.listdir(path):
+                raise UserError(
+                    f"--workdir: {path} is a link to {os.readlink(path)}, and "
+                    "--overwrite removes nothing there; empty it, or remove the link"
+                )
+
+    def _clear(self) -> None:
+        """Removes all that an earlier run left, or nothing where one part must stay."""
+        aside, moved = self.path / ".overwritten", []
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for name in _FILES:
+                path = self.path / name
+                if os.path.lexists(path) and not (path.is_symlink() and path.is_dir()):
+                    path.rename(aside / name)
+                    moved.append(name)
+        except OSError as error:
+            for name in moved:
+                (aside / name).rename(self.path / name)
+            raise said(error, self.path) from error
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise said(error, aside) from error
 
     def _previous_result(self) -> dict[str, Any] | None:
         """The result of a completed run of the same config, None where work is left."""
         choose = "choose another folder or pass --overwrite"
-        left = [name for name in _FILES if (self.path / name).exists()]
+        # A log alone is of a start that came to nothing.
+        left = [x for x in _FILES if x != "log.txt" and self._holds(x)]
         if not left:
             return None
-        try:
-            recorded = json.loads(self._read("config.json"))
-            # A field that is younger than the folder had its default.
-            before = flatten(base()) | flatten_json(recorded["config"])
-            before["data_digest"] = recorded["data_digest"]
-        except (OSError, ValueError, KeyError):
+        recorded = self._read("config.json", "put the run's own there")
+        if recorded is None:
             raise UserError(
                 f"--workdir: {self.path} holds {left[0]} without the config of its "
-                f"run, {choose}"
-            ) from None
-        fields = sorted(before.keys() | self._fields.keys())
+                "run; put config.json back or choose another folder"
+            )
+        # A field that is younger than the folder had its default.
+        before = flatten(base()) | flatten_json(recorded["config"])
+        before["data_digest"] = recorded["data_digest"]
+        # A name first: it says more than what follows from it.
+        fields = sorted(
+            before.keys() | self._fields.keys(), key=lambda x: (".kwargs." in x, x)
+        )
         changed = [x for x in fields if before.get(x) != self._fields.get(x)]
         for field in changed:
             if not field.startswith(self._may_change):
@@ -148,26 +182,102 @@ class Workdir:
                     f"--workdir: {self.path} holds a run with {field}={old!r}, "
                     f"not {new!r}; {choose}{' or --reset_optimizer' if fresh else ''}"
                 )
-        try:
-            result = json.loads(self._read("result.json"))
-        except (FileNotFoundError, ValueError):
-            return None
-        if result["reason"] == "diverged":
+        result = self._read("result.json", "remove it, and the run goes on") or {}
+        reason = result.get("reason")
+        if reason == "diverged":
             raise UserError(
                 f"--workdir: {self.path} holds a run that diverged, {choose}"
             )
-        done = result["reason"] == "completed"
-        goes_on = any(field.startswith(_OF_OPTIMIZER) for field in changed)
-        return result if done and not goes_on else None
+        done = reason == "completed" and result["steps"] == before["train.steps"]
+        if done and not any(field.startswith(_OF_OPTIMIZER) for field in changed):
+            return result
+        self._look_for_checkpoints(before, reason)
+        return None
 
-    def _read(self, name: str) -> str:
-        return (self.path / name).read_text()
+    def _holds(self, name: str) -> bool:
+        """Whether it is there; an error of the machine is one, not a no."""
+        try:
+            (self.path / name).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise said(error, self.path / name) from error
+        return True
+
+    def _look_for_checkpoints(self, before: dict[str, Any], reason: Any) -> None:
+        """Finds out whether there must be some; refuses where their folder is away."""
+        try:
+            last = records.last(self.path / records.NAME).get("step", 0)
+        except OSError as error:
+            raise said(error, self.path / records.NAME) from error
+        # The first one is waited for, so records of later steps say that it is whole.
+        every = before["train.checkpoint_every"]
+        ended = last >= before["train.steps"]
+        past_first = 0 < every < last
+        self.resumes = ended or past_first or reason in ("completed", *STOPPED)
+        if self.resumes and not self._holds("checkpoints"):
+            raise UserError(
+                f"--workdir: {self.path} holds records up to step {last}, but its "
+                "checkpoints are away; put them back or choose another folder, or "
+                "pass --overwrite to begin with step 1"
+            )
+
+    def _read(self, name: str, advice: str) -> dict[str, Any] | None:
+        """What a file says that a run wrote; None if it is missing.
+
+        Raises:
+          UserError: if it cannot be read, or is not what a run writes.
+        """
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise said(error, path) from error
+        try:
+            found = json.loads(content)
+            if _IS_WHOLE[name](found):
+                return found
+        except (ValueError, RecursionError):
+            pass
+        shown = content if len(content) < 40 else content[:40] + b"..."
+        raise UserError(
+            f"--workdir: {path} is not what a run writes: {str(shown)[1:]}; {advice}"
+        )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes a whole file or none."""
         temporary = self.path / f"{name}.new"
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.replace(self.path / name)
+
+
+def _is_config(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("config"), dict)
+        and isinstance(found.get("data_digest"), str)
+    )
+
+
+def _is_result(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    loss, steps = found.get("val_loss"), found.get("steps")
+    number = isinstance(loss, int | float) and not isinstance(loss, bool)
+    known = found.get("reason") in ("completed", "diverged", "failed", *STOPPED)
+    good = number or found.get("reason") != "completed"
+    return known and good and type(steps) is int
+
+
+_IS_WHOLE = {"config.json": _is_config, "result.json": _is_result}
+
+
+def said(error: OSError, path: str | pathlib.Path) -> UserError:
+    """An error of the machine as one line."""
+    reason = error.strerror or type(error).__name__
+    return UserError(f"--workdir: {error.filename or path}: {reason}")
 
 
 class Follower:
@@ -181,14 +291,15 @@ class Follower:
     """
 
     result = None
+    resumes = False
 
     def __init__(self, path: str):
         self._own = tempfile.TemporaryDirectory(prefix="optlab-")
         self.path = pathlib.Path(self._own.name)
         self.checkpoints = pathlib.Path(path) / "checkpoints"
-        records = pathlib.Path(path) / "metrics.jsonl"
-        if records.exists():
-            shutil.copy(records, self.path)
+        written = pathlib.Path(path) / records.NAME
+        if written.exists():
+            shutil.copy(written, self.path)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Leaves it to the writing process."""
@@ -218,8 +329,10 @@ def open_workdir(path: str, *arguments: Any, **options: Any) -> Workdir | Follow
         except UserError as error:
             refused = error
     complete = folder is not None and folder.result is not None
-    told = np.int32([getattr(refused, "status", 0), complete])
-    status, complete = multihost_utils.broadcast_one_to_all(told).tolist()
+    told = np.int32(
+        [getattr(refused, "status", 0), complete, getattr(folder, "resumes", False)]
+    )
+    status, complete, resumes = multihost_utils.broadcast_one_to_all(told).tolist()
     if refused:
         raise refused
     if folder:
@@ -229,7 +342,7 @@ def open_workdir(path: str, *arguments: Any, **options: Any) -> Workdir | Follow
         heard.status = status
         raise heard
     folder = Follower(path)
-    folder.result = {} if complete else None
+    folder.result, folder.resumes = {} if complete else None, bool(resumes)
     return folder
 
 
