@@ -11,8 +11,8 @@ them while they run. Launchers with one storage share the points, in one workdir
 each in another one; what a launcher leaves that was killed, another one takes over.
 
 Exit status: 0 all points completed, diverged or pruned, 1 some failed, 2 bad input or a
-storage that does not answer, 4 a run is at work in a folder to overwrite, 130 and 143
-stopped by a signal.
+storage that does not answer, 4 a run is at work in a folder to overwrite, 129, 130 and
+143 stopped by a signal.
 """
 
 import os

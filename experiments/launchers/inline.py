@@ -17,7 +17,7 @@ from experiments.trainer import loop
 
 # It would say each time that the cache is another one now.
 logging.getLogger(compilation_cache.__name__).setLevel(logging.WARNING)
-_SIGNALS = dict(zip(STOPPED, (signal.SIGINT, signal.SIGTERM), strict=True))
+_SIGNALS = {status: signal.Signals(status - 128) for status in STOPPED}
 
 
 class Done:

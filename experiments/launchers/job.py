@@ -1,19 +1,21 @@
 """What all launchers share: the command of a point, and what its folder says."""
 
-import fcntl
 import json
 import math
+import os
 import pathlib
 import signal
 import sys
 from typing import Any, Protocol
 
 from experiments.points import Point
+from experiments.trainer import signals
+from experiments.trainer.lock import lock
 
 # A reason of result.json -> the status that its run left with; only these are the end.
 FINISHED = {"completed": 0, "diverged": 3}
 IN_USE = 4
-STOPPED = (129, 130, 143)
+STOPPED = tuple(sorted(signals.STOPPED.values()))
 
 
 class Job(Protocol):
@@ -50,7 +52,7 @@ class Elsewhere:
         if in_use(self._folder):
             return None
         result = finished(self._folder)
-        return FINISHED[result["reason"]] if result else STOPPED[-1]
+        return FINISHED[result["reason"]] if result else 128 + signal.SIGTERM
 
     def at_work(self) -> bool:
         """It is."""
@@ -101,12 +103,13 @@ def _is_number(value: Any) -> bool:
 def in_use(folder: pathlib.Path) -> bool:
     """Whether a run holds the folder."""
     try:
-        with (folder / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = lock(folder)
     except BlockingIOError:
         return True
-    except OSError:  # none was there, or the worker will say what is wrong
+    except OSError:  # there is none yet, or the worker will say what is wrong
         return False
+    for one in held:
+        os.close(one)
     return False
 
 

@@ -329,14 +329,20 @@ class Sweep:
 
 @contextlib.contextmanager
 def _signals(stopped: list[int]) -> Iterator[None]:
-    """Gathers SIGINT and SIGTERM; a second one of a kind ends the launcher at once."""
+    """Gathers signals to stop; a second one of a kind ends the launcher at once.
+
+    A SIGHUP that is ignored, as `nohup` does, stays so.
+    """
 
     def remember(number, frame):
         del frame
         stopped.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    before = {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM)}
+    caught = {signal.Signals(status - 128) for status in job.STOPPED}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        caught.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, remember) for number in caught}
     try:
         yield
     finally:

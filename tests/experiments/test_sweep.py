@@ -290,16 +290,17 @@ def test_a_failing_point_is_tried_twice_more_and_reported(tmp_path, stub, capsys
     assert len(calls) == 5
 
 
-def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub, number):
     path = written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}})
 
     def outcome(rate):
         if rate == 0.01 and len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return rate
 
     calls = stub(outcome)
-    assert opened(path, tmp_path / "w").run() == 130
+    assert opened(path, tmp_path / "w").run() == 128 + number
     assert calls == [0.001, 0.01]
     assert opened(path, tmp_path / "w").run() == 0
     assert calls == [0.001, 0.01, 0.1]
