@@ -125,6 +125,10 @@ class Claims:
         self.lost -= set(taken)
         return taken
 
+    def holds(self, key: Key) -> bool:
+        """Whether this launcher has the claim, as far as it knows."""
+        return key in self._held and key not in self.lost
+
     def release(self, key: Key) -> None:
         """Gives a claim back, if this launcher has it."""
         if key not in self._held:

@@ -282,7 +282,7 @@ class Sweep:
         self.results[name] = result
         self.pruned.discard(name)  # it was quicker
         what = trained(self.folder / name) or {}
-        if self.trials.recorded(name, what):
+        if self.trials.recorded(name, what) and not self.trials.at_work(name):
             self.trials.release(name)
             return
         self.trials.complete(name, result, what)

@@ -144,6 +144,10 @@ class Trials:
         """Whether another launcher has taken the point, as this one was not heard."""
         return self._key(name) in self._claims.lost
 
+    def at_work(self, name: str) -> bool:
+        """Whether the point has a running trial of this launcher."""
+        return name in self._running and self._claims.holds(self._key(name))
+
     def begin(self, names: Sequence[str]) -> None:
         """Makes trials of claimed points, or goes on with those that they have."""
         attributes = {"owner": self._claims.owner, "workdir": self._where}

@@ -248,6 +248,11 @@ def test_finished_points_are_skipped_and_all_is_recorded(tmp_path, stub, capsys)
     path = written(tmp_path, {"axes": {RATE: [0.01, 0.1, 0.002]}})
     assert opened(path, tmp_path / "w").run() == 0
     assert calls[3:] == [0.01, 0.002]
+    done = recorded(tmp_path / "w")
+    assert [(state, value) for state, _, value in done[3:]] == [
+        ("COMPLETE", 0.01),
+        ("COMPLETE", 0.002),
+    ]
     # Another storage learns what has been done.
     (tmp_path / "w" / "optuna.db").unlink()
     assert opened(path, tmp_path / "w").run() == 0
