@@ -1,12 +1,39 @@
 """The frame of every command: flags, `--help`, and one line for a user's mistake."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
 from experiments import config as configs
+
+
+class _Path(flags.ArgumentParser):
+    """A path as the shell would have it: `~` is the home folder."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(
+    name: str, description: str, own: flags.FlagValues, default: str | None = None
+) -> flags.FlagHolder:
+    """Defines a flag that holds a path.
+
+    Args:
+      name: of the flag.
+      description: what `--help` says of it.
+      own: the command's flags.
+      default: where it is not given.
+    """
+    return flags.DEFINE(
+        _Path(),
+        *(name, default, description),
+        flag_values=own,
+        serializer=flags.ArgumentSerializer(),
+    )
 
 
 def run(

@@ -28,6 +28,8 @@ from experiments.trainer.optimizer import SCHEDULES, SUPPLIED
 
 # The kwargs beside these names are filled from the signatures of what they stand for.
 _NAMES = ("optimizer.name", "schedule.name")
+# What float32 holds: on the device larger numbers would be infinite.
+_LARGEST = 3.4e38
 
 
 def base() -> ml_collections.ConfigDict:
@@ -45,7 +47,7 @@ def base() -> ml_collections.ConfigDict:
             config_dict.placeholder(field.default) if is_type else field.default
         )
     for path in _NAMES:
-        _place(config, path)[0].kwargs = ml_collections.ConfigDict()
+        place(config, path)[0].kwargs = ml_collections.ConfigDict()
     return config
 
 
@@ -100,7 +102,7 @@ def load(
     ]
     last = {match[2]: match[3] for match in given}
     for field in _NAMES:
-        section, _ = _place(config, field)
+        section, _ = place(config, field)
         name = last.get(field, section.name)
         # The file's own kwargs belong to the file's own choice.
         own = kwargs[field] if name == section.name else {}
@@ -189,7 +191,7 @@ def _read(
     return config, kwargs
 
 
-def _place(
+def place(
     config: ml_collections.ConfigDict, field: str
 ) -> tuple[ml_collections.ConfigDict, str]:
     """The section that holds a field, and the field's name there."""
@@ -207,7 +209,7 @@ def _assign(
     Raises:
       UserError: if the value has another type.
     """
-    section, name = _place(config, field)
+    section, name = place(config, field)
     wanted = section.get_type(name)
     # For Python True is an integer, and for ml_collections None is anything.
     wrong = isinstance(value, bool) and wanted is not bool
@@ -239,6 +241,15 @@ def _parameters(field: str, name: str) -> dict[str, inspect.Parameter]:
     }
 
 
+def default_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What the kwargs are where neither file nor command line sets them."""
+    plain = config.copy_and_resolve_references().unlock()
+    for field in _NAMES:
+        _fill_kwargs(plain, field, {})
+    flat = flatten(plain)
+    return {field: flat[field] for field in flat if ".kwargs." in field}
+
+
 def _may_be_none(config: ml_collections.ConfigDict, field: str) -> bool:
     """Whether a field has no value where none is given."""
     if field in FIELDS:
@@ -254,7 +265,7 @@ def _fill_kwargs(
     config: ml_collections.ConfigDict, field: str, own: dict[str, Any]
 ) -> None:
     """Sets the arguments of what a field names: to their defaults, or the file's."""
-    section, _ = _place(config, field)
+    section, _ = place(config, field)
     section.kwargs = ml_collections.ConfigDict()
     for name, parameter in _parameters(field, section.name).items():
         default = parameter.default
@@ -300,7 +311,7 @@ def _parsed(
                 _parsed_by_absl(config, [word])
             except Exception:
                 field, _, value = word.partition("config.")[2].partition("=")
-                section, name = _place(config, field)
+                section, name = place(config, field)
                 kind = section.get_type(name).__name__
                 raise UserError(
                     f"--config.{field}: given {value!r}, allowed {kind}"
@@ -322,7 +333,7 @@ def _parsed_by_absl(
 
 def _expand_paths(config: ml_collections.ConfigDict) -> None:
     for path, field in FIELDS.items():
-        section, name = _place(config, path)
+        section, name = place(config, path)
         if field.is_path and section[name] is not None:
             section[name] = os.path.expanduser(section[name])
 
@@ -335,7 +346,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             continue
         if field.choices and value not in field.choices:
             raise UserError(_not_allowed(path, value, field.choices))
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise UserError(f"--config.{path}: given {value}, allowed a finite number")
         if field.positive and value <= 0:
             raise UserError(f"--config.{path}: given {value}, allowed above 0")
@@ -346,6 +357,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
         if field.high is not None and value > field.high:
             raise UserError(
                 f"--config.{path}: given {value}, allowed {field.high} or less"
+            )
+    for path, value in flat.items():
+        # Infinite is what switches some limits off.
+        is_limit = isinstance(value, float) and math.isinf(value)
+        if isinstance(value, float) and not (abs(value) <= _LARGEST or is_limit):
+            raise UserError(
+                f"--config.{path}: given {value}, allowed what float32 holds"
             )
     sizes = MODELS[config.model.name].sizes
     if config.model.size not in sizes:

@@ -20,8 +20,8 @@ from experiments import config as configs
 from experiments.trainer import loop, workdir
 
 _FLAGS = flags.FlagValues()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/demo", "folder of the runs", flag_values=_FLAGS
+_WORKDIR = command.define_path(
+    "workdir", "folder of the runs", _FLAGS, default="runs/demo"
 )
 _RATES = flags.DEFINE_list(
     "rates", [], "learning rates to try, instead of the demo's", flag_values=_FLAGS

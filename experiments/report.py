@@ -23,9 +23,7 @@ from experiments.reporting.tables import csv_rows, markdown, methods_table
 from experiments.reporting.tables import runs_table as table
 
 _FLAGS = flags.FlagValues()
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "folder to write, instead of report/", flag_values=_FLAGS
-)
+_OUTPUT = command.define_path("output", "folder to write, instead of report/", _FLAGS)
 _BASELINE = flags.DEFINE_string(
     "baseline",
     None,

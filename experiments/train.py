@@ -16,12 +16,8 @@ from experiments import config as configs
 from experiments.trainer import loop
 
 _FLAGS = flags.FlagValues()
-_CONFIG = flags.DEFINE_string(
-    "config", None, "config file, such as configs/*.py", flag_values=_FLAGS
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the run's folder, made if missing", flag_values=_FLAGS
-)
+_CONFIG = command.define_path("config", "config file, such as configs/*.py", _FLAGS)
+_WORKDIR = command.define_path("workdir", "the run's folder, made if missing", _FLAGS)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "remove an earlier run's files first", flag_values=_FLAGS
 )

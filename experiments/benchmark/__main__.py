@@ -30,8 +30,8 @@ _FLAGS = flags.FlagValues()
 _SUITE = flags.DEFINE_string(
     "suite", None, f"what to measure: {', '.join(SUITES)}", flag_values=_FLAGS
 )
-_OUT = flags.DEFINE_string(
-    "out", "results/benchmarks", "folder, made if missing", flag_values=_FLAGS
+_OUT = command.define_path(
+    "out", "folder, made if missing", _FLAGS, default="results/benchmarks"
 )
 for module in MODULES.values():
     if hasattr(module, "FLAGS"):

@@ -10,6 +10,7 @@ when it is whole.
 
 import glob
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
@@ -21,15 +22,12 @@ from experiments.data import shards, stream, tokenizer
 from experiments.data.shards import Piece
 
 _FLAGS = flags.FlagValues()
-_OUTPUT = flags.DEFINE_string("output", None, "the folder to make", flag_values=_FLAGS)
+_OUTPUT = command.define_path("output", "the folder to make", _FLAGS)
 _FILES = flags.DEFINE_list(
     "files", [], "text files, as comma-separated patterns", flag_values=_FLAGS
 )
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    None,
-    "Hugging Face data set, or a folder of its files",
-    flag_values=_FLAGS,
+_DATASET = command.define_path(
+    "dataset", "Hugging Face data set, or a folder of its files", _FLAGS
 )
 _SUBSET = flags.DEFINE_string(
     "subset", None, "its configuration, such as en", flag_values=_FLAGS
@@ -52,11 +50,8 @@ _LIMIT = flags.DEFINE_integer(
     "documents (of files: pieces of 64 KB) to take of each split",
     flag_values=_FLAGS,
 )
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer",
-    None,
-    "a tokenizer.json, or bytes; by default BPE is trained",
-    flag_values=_FLAGS,
+_TOKENIZER = command.define_path(
+    "tokenizer", "a tokenizer.json, or bytes; by default BPE is trained", _FLAGS
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size", 32_000, "tokens of the BPE to train", flag_values=_FLAGS
@@ -73,10 +68,34 @@ _SHARD_TOKENS = flags.DEFINE_integer(
 _PIECE_BYTES = 2**16
 
 
+# How formats begin that may hold long runs of text.
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+}
+_CONTROL = set(map(chr, range(32))) - set("\t\n\r\f\b\x1b") | {"\ufffd"}
+
+
+def _refuse_binary(path: str) -> None:
+    with open(path, "rb") as file:
+        head = file.read(_PIECE_BYTES)
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            raise UserError(f"--files: {path} is a {kind} file, allowed UTF-8 text")
+    text = head.decode(errors="replace")
+    if sum(character in _CONTROL for character in text) > len(text) / 10:
+        raise UserError(f"--files: {path} is no UTF-8 text")
+
+
 def _file_pieces(paths: Iterable[str], every: int) -> Iterator[Piece]:
     """Pieces of files, cut at line ends, every n-th of them held out."""
     number = itertools.count(1)
     for path in paths:
+        _refuse_binary(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.readlines(_PIECE_BYTES)
             while lines:
@@ -92,10 +111,12 @@ def _dataset_pieces(
     """Documents of a data set."""
     limit = _LIMIT.value
     for i, record in enumerate(itertools.islice(splits[train], limit), 1):
-        yield Piece(record[field], held_out=validation is None and i % every == 0)
+        text = stream.text_of(record, field, "--text_field")
+        yield Piece(text, held_out=validation is None and i % every == 0)
     if validation is not None:
         for record in itertools.islice(splits[validation], limit):
-            yield Piece(record[field], held_out=True)
+            text = stream.text_of(record, field, "--text_field")
+            yield Piece(text, held_out=True)
 
 
 def _source() -> tuple[str, Callable[[], Iterator[Piece]]]:
@@ -104,7 +125,13 @@ def _source() -> tuple[str, Callable[[], Iterator[Piece]]]:
     if bool(_FILES.value) == bool(_DATASET.value):
         raise UserError("--files, --dataset: one of them is needed, and only one")
     if _FILES.value:
-        paths = sorted({path for word in _FILES.value for path in glob.glob(word)})
+        paths = sorted(
+            {
+                path
+                for word in _FILES.value
+                for path in glob.glob(os.path.expanduser(word))
+            }
+        )
         if not paths:
             raise UserError(f"--files: no file matches {','.join(_FILES.value)}")
         name = ",".join(_FILES.value)
@@ -171,7 +198,8 @@ def main(positional: list[str], overrides: list[str]) -> int:
     except ValueError as error:
         raise UserError(str(error)) from error
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        where = error.filename or folder
+        raise UserError(f"{where}: {error.strerror or error}") from error
     for split in ("train", "val"):
         sizes = [
             shard["tokens"]

@@ -1,28 +1,38 @@
 """A folder of `uint16` token shards, memory-mapped, as nanoGPT writes them.
 
 `train*.bin` and `val*.bin` are bare little-endian token numbers. Beside them
-`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size of each shard)
-and `tokenizer.json`; a folder without them is read too, given `task.vocab_size`.
+`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size and sha256 of
+each shard) and `tokenizer.json`; a folder without them is read too, given
+`task.vocab_size`.
+
+Where `meta.json` is, its digest counts, and each shard must have its sha256: all are
+read at every start where they are small together (`digests.WHOLE`), else those that are
+newer than `meta.json`. Without it `digests.digest` says whether they have changed.
 """
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data import digests
 from experiments.data.tokenizer import Bytes, Tokenizer, check_vocab_size
 from experiments.data.windows import Corpus
 
 _DTYPE = np.dtype("<u2")
 _ENCODED_AT_ONCE = 256
-# What is hashed and checked of each shard that no meta.json vouches for.
-_SAMPLE_TOKENS = 2**19
 
 
 class Piece(NamedTuple):
@@ -47,7 +57,8 @@ class _Shards:
             self._file = (self._folder / name).open("wb")
             self._hash, self._size = hashlib.sha256(), 0
         content = tokens.astype(_DTYPE).tobytes()
-        self._file.write(content)
+        with _named(self._file.name):
+            self._file.write(content)
         self._hash.update(content)
         self._size += len(tokens)
         if self._size >= self._limit:
@@ -56,10 +67,21 @@ class _Shards:
     def close(self) -> None:
         if self._file is not None:
             name = pathlib.Path(self._file.name).name
-            self._file.close()
+            with _named(self._file.name):
+                self._file.close()
             self._file = None
             sha256 = self._hash.hexdigest()
             self.written[name] = {"tokens": self._size, "sha256": sha256}
+
+
+@contextlib.contextmanager
+def _named(path: str | pathlib.Path) -> Iterator[None]:
+    """Errors of writing name the file; the system names it only where it opens one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write(
@@ -85,24 +107,78 @@ def write(
     Raises:
       ValueError: if there is nothing to train on or nothing to validate.
     """
-    # Of its own name: two processes may prepare the same folder at once.
+    _remove_abandoned(folder)
+    # A name for each process: two may prepare the same folder at once.
     made = folder.with_name(f"{folder.name}.{os.getpid()}.new")
     made.mkdir(parents=True)
-    try:
-        shards = _write_splits(made, pieces, tokenizer, shard_tokens, source)
-        meta = {
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.name,
-            "source": source,
-            "digest": _digest(shards),
-            "shards": shards,
-        }
-        tokenizer.save(made)
-        (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        made.replace(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with _signals_raise(), _locked(made):
+        try:
+            shards = _write_splits(made, pieces, tokenizer, shard_tokens, source)
+            meta = {
+                "vocab_size": tokenizer.vocab_size,
+                "tokenizer": tokenizer.name,
+                "source": source,
+                "digest": _digest(shards),
+                "shards": shards,
+            }
+            with _named(made / "tokenizer.json"):
+                tokenizer.save(made)
+            with _named(made / "meta.json"):
+                (made / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+            made.replace(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return meta
+
+
+def _lock(descriptor: int) -> bool:
+    """Locks a folder for as long as the process lives, unless another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or a network file system that locks no folders
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed have left of the same folder."""
+    for left in folder.parent.glob(f"{glob.escape(folder.name)}.*.new"):
+        descriptor = os.open(left, os.O_RDONLY)
+        try:
+            if _lock(descriptor):
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process as an exception does, which cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, frame):
+        del frame
+        sys.exit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_splits(folder, pieces, tokenizer, shard_tokens, source) -> dict[str, dict]:
@@ -127,7 +203,7 @@ def _digest(shards: dict[str, dict]) -> str:
 
 
 def load(path: str, vocab_size: int | None = None) -> Corpus:
-    """Maps a folder's shards into memory; nothing is read but a sample.
+    """Maps a folder's shards into memory, and checks them as the module says.
 
     Args:
       path: the folder.
@@ -157,17 +233,20 @@ def load(path: str, vocab_size: int | None = None) -> Corpus:
         )
     size = vocab_size or known
     check_vocab_size(size, "task.vocab_size" if vocab_size else f"{path}/meta.json")
+    files = {name: folder / name for name in everything}
+    small = digests.is_small(list(files.values()))
     for name, tokens in everything.items():
-        largest = int(tokens[:_SAMPLE_TOKENS].max())
+        blocks = [tokens] if small else digests.samples(tokens, len(files))
+        largest = max(int(block.max()) for block in blocks)
         if largest >= size:
             raise ValueError(
-                f"task.vocab_size: {size} tokens, but {folder / name} holds {largest}"
+                f"task.vocab_size: {size} tokens, but {files[name]} holds {largest}"
             )
     return Corpus(
         train=tuple(parts["train"].values()),
         validation=tuple(parts["val"].values()),
         vocab_size=size,
-        digest=_sample_digest(everything) if meta is None else meta["digest"],
+        digest=digests.digest(files) if meta is None else meta["digest"],
     )
 
 
@@ -186,9 +265,11 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
     try:
         meta = json.loads(file.read_text())
         sizes = {name: shard["tokens"] for name, shard in meta["shards"].items()}
+        hashes = {name: shard.get("sha256") for name, shard in meta["shards"].items()}
         meta = {"vocab_size": int(meta["vocab_size"]), "digest": str(meta["digest"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"task.path: {file} is damaged ({error!r})") from error
+    small = digests.is_small([folder / name for name in parts])
     for name in sorted(sizes.keys() | parts.keys()):
         there = len(parts[name]) if name in parts else 0
         if there != sizes.get(name, 0):
@@ -196,14 +277,11 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
                 f"task.path: {folder / name} has {there:,} tokens, meta.json says "
                 f"{sizes.get(name, 0):,}"
             )
+        newer = (folder / name).stat().st_mtime_ns > file.stat().st_mtime_ns
+        read = hashes[name] and (small or newer)
+        if read and hashlib.sha256(parts[name]).hexdigest() != hashes[name]:
+            raise ValueError(
+                f"task.path: {folder / name} was changed: its sha256 is not that of "
+                "meta.json"
+            )
     return meta
-
-
-def _sample_digest(parts: dict[str, np.ndarray]) -> str:
-    """A hash of names, sizes, and both ends of each shard."""
-    digest = hashlib.sha256()
-    for name, tokens in parts.items():
-        digest.update(f"{name} {len(tokens)}\n".encode())
-        digest.update(tokens[:_SAMPLE_TOKENS].tobytes())
-        digest.update(tokens[-_SAMPLE_TOKENS:].tobytes())
-    return digest.hexdigest()

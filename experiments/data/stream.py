@@ -16,8 +16,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from experiments.data import digests
 from experiments.data.order import Process
 from experiments.data.tokenizer import Bytes, Tokenizer
+from experiments.errors import UserError
 
 # Windows that are shuffled together, and read again when a run resumes.
 _SHUFFLED = 512
@@ -51,11 +53,23 @@ def read(path: str, subset: str | None = None) -> Any:
         raise ValueError(f"task.path: {path!r} does not load: {reason}") from error
 
 
+def text_of(record: dict[str, Any], field: str, source: str) -> str:
+    """The text of a record.
+
+    Raises:
+      UserError: naming `source`, if its column holds something else.
+    """
+    if not isinstance(record[field], str):
+        kind = type(record[field]).__name__
+        raise UserError(f"{source}: given {field!r}, which holds a {kind}, not text")
+    return record[field]
+
+
 class Stream:
     """A corpus that is read from its beginning to its end, again and again.
 
-    `digest` names what is read (data set, subset, files, tokenizer); the contents are
-    not at hand to be hashed.
+    `digest` names what is read (data set, subset, tokenizer). The contents are part of
+    it where they are files at hand.
     """
 
     def __init__(
@@ -108,8 +122,10 @@ class Stream:
         named = [path, subset, text_field, evaluation, tokenizer.digest]
         folder = pathlib.Path(path)
         if folder.is_dir():
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            named += [(file.name, file.stat().st_size) for file in files]
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            named.append(
+                digests.digest({str(file.relative_to(folder)): file for file in files})
+            )
         self.digest = hashlib.sha256(repr(named).encode()).hexdigest()
 
     def train_batches(
@@ -230,7 +246,8 @@ class _PackedIterator(grain.DatasetIterator):
             self._open(self._beginning)
             return
         self._position = self._split.state_dict()
-        encoded = self._tokenizer.encode([record[self._field] for record in records])
+        texts = [text_of(record, self._field, "task.text_field") for record in records]
+        encoded = self._tokenizer.encode(texts)
         tokens = np.concatenate([part for one in encoded for part in (one, self._end)])
         self._chunks.append((self.epoch, before, tokens))
         self._available += len(tokens)

@@ -38,7 +38,7 @@ def check_bpe_size(size: int, source: str) -> None:
 
 
 class Bytes:
-    """UTF-8 bytes as tokens; 0, which no text holds, ends a document."""
+    """UTF-8 bytes as tokens; 0 ends a document, so a text's own becomes U+FFFD."""
 
     name = "bytes"
     vocab_size = 256
@@ -48,7 +48,9 @@ class Bytes:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, uint16."""
         return [
-            np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.uint16)
+            np.frombuffer(
+                text.replace("\0", "\ufffd").encode(errors="replace"), np.uint8
+            ).astype(np.uint16)
             for text in texts
         ]
 
@@ -57,7 +59,11 @@ class Bytes:
 
 
 class Tokenizer:
-    """A `tokenizer.json` of Hugging Face's `tokenizers`."""
+    """A `tokenizer.json` of Hugging Face's `tokenizers`.
+
+    Texts are encoded whole: what the file says of truncation and padding, which are for
+    other uses, is switched off. A special token's name in a text is plain text.
+    """
 
     name = "tokenizer.json"
 
@@ -68,6 +74,9 @@ class Tokenizer:
           ValueError: naming `source`, if the vocabulary is too large or no token ends
             a document.
         """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         # Added tokens may leave holes in the numbers.
         self.vocab_size = 1 + max(tokenizer.get_vocab().values())
@@ -77,10 +86,23 @@ class Tokenizer:
         if not found:
             raise ValueError(f"{source}: has none of the tokens {' '.join(_ENDS)}")
         self.end = found[0]
+        self._end_name = tokenizer.id_to_token(self.end)
         self.digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, uint16."""
+        encoded = self._encode(texts)
+        for i, tokens in enumerate(encoded):
+            if (tokens == self.end).any():
+                # The file does not call the name special: it is cut in two.
+                first, *others = texts[i].split(self._end_name)
+                head, tail = self._end_name[:1], self._end_name[1:]
+                parts = [first, *(tail + other for other in others)]
+                parts[:-1] = [part + head for part in parts[:-1]]
+                encoded[i] = np.concatenate(self._encode(parts))
+        return encoded
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(
             list(texts), add_special_tokens=False
         )
@@ -88,7 +110,8 @@ class Tokenizer:
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes `tokenizer.json` into a folder."""
-        self._tokenizer.save(str(folder / self.name))
+        # Not by the library, whose errors do not name the file.
+        (folder / self.name).write_text(self._tokenizer.to_str(pretty=True))
 
 
 def load(path: str | None, source: str = "task.tokenizer") -> Bytes | Tokenizer:

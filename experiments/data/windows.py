@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from experiments.data.order import Process, shuffled_batches
+from experiments.errors import UserError
 
 # grain's permutation of example numbers is one of 32-bit integers.
 _MOST_WINDOWS = 2**32 - 1
@@ -17,11 +18,25 @@ class Windows:
 
     There is one per starting place. Where these are more than `most`, only every
     second, third, ... place counts, until they are few enough.
+
+    Args:
+      parts: arrays of tokens.
+      length: of a window.
+      most: windows.
+      vocab_size: above every token. What is read of mapped files is checked; arrays in
+        memory are made by code.
     """
 
     def __init__(
-        self, parts: Sequence[np.ndarray], length: int, most: int = _MOST_WINDOWS
+        self,
+        parts: Sequence[np.ndarray],
+        length: int,
+        most: int = _MOST_WINDOWS,
+        *,
+        vocab_size: int = 2**16,
     ):
+        self._vocab_size = vocab_size
+        self._files = [getattr(part, "filename", None) for part in parts]
         places = np.array([max(0, len(part) - length + 1) for part in parts], np.int64)
         total = int(places.sum())
         if not total:
@@ -45,7 +60,11 @@ class Windows:
         return self._count
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
-        """The windows `(n, length)` of the given numbers `(n,)`."""
+        """The windows `(n, length)` of the given numbers `(n,)`.
+
+        Raises:
+          UserError: if a token is none of the vocabulary.
+        """
         places = numbers.astype(np.int64) * self._stride
         parts = np.searchsorted(self._ends, places, side="right")
         out = None
@@ -53,19 +72,30 @@ class Windows:
             rows = self._rows[part]
             start = self._ends[part - 1] if part else 0
             here = parts == part
+            found = rows[places[here] - start]
+            self._check(found, part)
             if here.all():
-                return rows[places - start]
+                return found
             if out is None:
                 out = np.empty((len(numbers), self._length), rows.dtype)
-            out[here] = rows[places[here] - start]
+            out[here] = found
         return out
+
+    def _check(self, tokens: np.ndarray, part: int) -> None:
+        file = self._files[part]
+        if file is not None and (largest := tokens.max()) >= self._vocab_size:
+            raise UserError(
+                f"task.vocab_size: {self._vocab_size} tokens, but {file} holds "
+                f"{largest}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Tokens at hand: parts (files, shards) to train on and to validate.
 
-    `digest` is a hash of the contents.
+    `digest` is a hash of the contents. Every batch of mapped files is checked for
+    tokens that are none of the vocabulary, on the host and before the step.
     """
 
     train: tuple[np.ndarray, ...]
@@ -87,7 +117,7 @@ class Corpus:
         Raises:
           ValueError: if no window is so short, or the batch cannot be shared out.
         """
-        windows = Windows(self.train, length)
+        windows = Windows(self.train, length, vocab_size=self.vocab_size)
         return shuffled_batches(len(windows), windows.gather, batch_size, seed, process)
 
     def eval_batches(
@@ -106,6 +136,6 @@ class Corpus:
         Raises:
           ValueError: if no window is so short.
         """
-        windows = Windows(self.validation, length)
+        windows = Windows(self.validation, length, vocab_size=self.vocab_size)
         numbers = np.linspace(0, len(windows) - 1, count).astype(np.int64)
         return list(windows.gather(numbers).reshape(-1, batch_size, length))

@@ -16,7 +16,7 @@ from experiments import command
 from experiments.config import UserError
 
 _FLAGS = flags.FlagValues()
-_OUTPUT = flags.DEFINE_string("output", None, "folder to write", flag_values=_FLAGS)
+_OUTPUT = command.define_path("output", "folder to write", _FLAGS)
 # Name -> window, and Blink's number of the preferred colour scheme.
 _VIEWS = {
     "light": ("1400,2600", 1),

@@ -92,7 +92,7 @@ class Layout:
 
     def _rows_of_this_process(self) -> Process:
         """All rows where the process has no share of its own that is in one piece."""
-        places = NamedSharding(self.mesh, PartitionSpec(self._batch_axes))
+        places = self._batch_places()
         size = self._batch_size
         own = {
             index.indices(size)[:2]
@@ -137,6 +137,11 @@ class Layout:
         """A function of the step's arguments that leaves the state as it is."""
         return self._mapped(function) if self.axis else jax.jit(function)
 
+    def trace(self, function: Callable, *arguments: Any) -> Any:
+        """The shapes of what a function of the step's arguments gives."""
+        mapped = self._mapped(function) if self.axis else function
+        return jax.eval_shape(mapped, *arguments)
+
     def _mapped(self, function: Callable, **options: Any):
         return jax.pmap(
             function,
@@ -151,14 +156,30 @@ class Layout:
         """The batch of which this process has its rows, over the mesh."""
         return jax.tree.map(self._put, batch)
 
-    def _put(self, rows: np.ndarray) -> jax.Array:
-        shape = (self._batch_size, *rows.shape[1:])
+    def shapes(self, batch: Any) -> Any:
+        """The shapes of what `put` makes of a batch of such rows, however many."""
+        places = self._batch_places()
+        return jax.tree.map(
+            lambda rows: jax.ShapeDtypeStruct(
+                self._shape(rows), rows.dtype, sharding=places
+            ),
+            batch,
+        )
+
+    def _batch_places(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(self._batch_axes))
+
+    def _shape(self, rows: np.ndarray) -> tuple[int, ...]:
         if self.axis:  # a leading axis of one entry per device
             each = self._batch_size // self._shards
-            rows = rows.reshape(-1, each, *rows.shape[1:])
-            shape = (self._shards, each, *shape[1:])
-        places = NamedSharding(self.mesh, PartitionSpec(self._batch_axes))
-        return jax.make_array_from_process_local_data(places, rows, shape)
+            return (self._shards, each, *rows.shape[1:])
+        return (self._batch_size, *rows.shape[1:])
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        shape = self._shape(rows)
+        if self.axis:
+            rows = rows.reshape(-1, *shape[1:])
+        return jax.make_array_from_process_local_data(self._batch_places(), rows, shape)
 
     def put_whole(self, batch: Any) -> Any:
         """A batch that every process has whole, split where the mesh divides it."""

@@ -18,7 +18,7 @@ from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
 from experiments.trainer.profiler import Profiler
-from experiments.trainer.program import Program
+from experiments.trainer.program import Program, make_program
 from experiments.trainer.progress import Progress
 from experiments.trainer.signals import STOPPED, StopRequests, stop_requests
 from experiments.trainer.state import leaf_names, tree_bytes
@@ -61,8 +61,7 @@ def train(
         been compiled then, and the folder is as it was), or the machine cannot read or
         write it.
     """
-    program = Program(config)
-    memory.check(program.abstract)
+    program = make_program(config)
     check_wandb(config.train.wandb_project)
     folder = open_workdir(
         *(workdir, config, program.task.digest),
@@ -98,7 +97,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
     Raises:
       UserError: if the config makes no model, or there is no such checkpoint.
     """
-    program = Program(config)
+    program = make_program(config, trace=False)
     folder = pathlib.Path(workdir) / "checkpoints"
     told: list[str] = []
     try:

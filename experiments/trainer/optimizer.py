@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 import optlab
+from optlab.checks import non_negative
 from optlab.roles import VECTOR, Distribute
 
 # Arguments of a factory that the runner gives, so that `optimizer.kwargs` has none.
@@ -29,14 +30,17 @@ def _constant(steps: int) -> optax.Schedule:
 
 
 def _linear(steps: int, *, end_value: float = 0.0) -> optax.Schedule:
+    non_negative(end_value=end_value)
     return optax.linear_schedule(1.0, end_value, steps)
 
 
 def _cosine(steps: int, *, end_value: float = 0.0) -> optax.Schedule:
+    non_negative(end_value=end_value)
     return optax.cosine_decay_schedule(1.0, steps, alpha=end_value)
 
 
 def _uba(steps: int, *, phi: float = 1.0, end_value: float = 0.0) -> optax.Schedule:
+    non_negative(end_value=end_value)
     return optlab.uba_schedule(1.0, steps, phi, end_value=end_value)
 
 

@@ -1,5 +1,7 @@
 """What a config stands for: task, optimizer, layout and step, before any compiling."""
 
+import pathlib
+import traceback
 from typing import Any
 
 import jax
@@ -7,8 +9,10 @@ import ml_collections
 import numpy as np
 
 import optlab
-from experiments.config import UserError
+from experiments import config as configs
+from experiments.errors import UserError, one_line
 from experiments.tasks import TASKS
+from experiments.trainer import memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.layout import Layout
 from experiments.trainer.state import TrainState, init_state
@@ -31,54 +35,62 @@ class Program:
       abstract: the state's shapes, dtypes and shardings.
 
     Raises:
-      UserError: if the config cannot be trained.
+      Exception: whatever a part says of a config that it cannot use; `make_program`
+        says which field that is.
     """
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         train, kwargs = config.train, dict(config.optimizer.kwargs)
-        try:
-            self.task = TASKS[config.task.name](config)
-            self.layout = Layout(config)
-            make = optimizers.make_optimizer
-            self.tx, peaks = make(config, self.task.roles, self.layout.distribute)
-            self.peaks = {name: np.float32(value) for name, value in peaks.items()}
-            schedule = optimizers.make_schedule(config)
-            needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
-            self.batches_per_step = batches_per_step(needs)
-            options = {
-                "needs": needs,
-                "hessian_interval": kwargs.get("hessian_interval", 1),
-                "accumulate": train.accumulate,
-                "clip_norm": train.clip_norm,
-                "spike_every": config.faults.spike_every,
-                "spike_scale": config.faults.spike_scale,
-                "axis": self.layout.axis,
-            }
-            self.step = make_train_step(
-                *(self.task, self.tx, schedule), ema_decay=train.ema_decay, **options
-            )
-            undecayed = optimizers.without_decay(config)
-            self.diagnose = make_diagnose(
-                self.task,
-                make(undecayed, self.task.roles, self.layout.distribute)[0],
-                schedule,
-                arguments=kwargs,
-                **options,
-            )
-            self.abstract = self.layout.lay_out(
-                jax.eval_shape(self._init, np.uint32(0)), self.tx
-            )
-        except (ValueError, TypeError) as error:
-            message = str(error).splitlines()[0]
-            named = message.partition(" ")[0].rstrip(":")
-            inside = ".optimizer.kwargs." if named in kwargs else ": "
-            raise UserError(f"--config{inside}{message}") from error
+        self.task = TASKS[config.task.name](config)
+        self.layout = Layout(config)
+        make = optimizers.make_optimizer
+        self.tx, peaks = make(config, self.task.roles, self.layout.distribute)
+        self.peaks = {name: np.float32(value) for name, value in peaks.items()}
+        schedule = optimizers.make_schedule(config)
+        needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
+        self.batches_per_step = batches_per_step(needs)
+        options = {
+            "needs": needs,
+            "hessian_interval": kwargs.get("hessian_interval", 1),
+            "accumulate": train.accumulate,
+            "clip_norm": train.clip_norm,
+            "spike_every": config.faults.spike_every,
+            "spike_scale": config.faults.spike_scale,
+            "axis": self.layout.axis,
+        }
+        self.step = make_train_step(
+            *(self.task, self.tx, schedule), ema_decay=train.ema_decay, **options
+        )
+        undecayed = optimizers.without_decay(config)
+        self.diagnose = make_diagnose(
+            self.task,
+            make(undecayed, self.task.roles, self.layout.distribute)[0],
+            schedule,
+            arguments=kwargs,
+            **options,
+        )
+        self.abstract = self.layout.lay_out(
+            jax.eval_shape(self._init, np.uint32(0)), self.tx
+        )
         self.tokens_per_step = self.batches_per_step * self.task.tokens_per_batch
 
     def _init(self, seed) -> TrainState:
         with_ema = self.config.train.ema_decay > 0
         return init_state(self.task, self.tx, seed, with_ema=with_ema)
+
+    def trace(self) -> None:
+        """Traces all that a run compiles, and compiles nothing.
+
+        jax keeps the traces, so the compilation does not make them again.
+        """
+        # Batches to train on have other numbers of rows, and are alike in all else.
+        example = self.task.eval_batches()[0]
+        batches = (self.layout.shapes(example),) * self.batches_per_step
+        self.layout.trace(self.step, self.abstract, batches, self.peaks)
+        if self.config.train.diagnostics_every:
+            self.layout.trace(self.diagnose, self.abstract, batches, self.peaks)
+        jax.eval_shape(self.task.eval_metrics, self.abstract.params, example)
 
     def first_state(self) -> TrainState:
         """The state before the first step, made where it lies."""
@@ -118,3 +130,72 @@ class Program:
             }
 
         return evaluate
+
+
+def make_program(config: ml_collections.ConfigDict, *, trace: bool = True) -> Program:
+    """Builds the program and makes sure that its step can be made.
+
+    Args:
+      config: from `experiments.config.load`.
+      trace: whether to train: the state must fit, and the steps are traced.
+
+    Raises:
+      UserError: one line that names the field which cannot be used.
+    """
+    try:
+        return _attempt(config, trace)
+    except UserError:
+        raise
+    except Exception as error:  # jax and numpy raise what they like
+        raise UserError(_refusal(config, trace, error)) from error
+
+
+def _attempt(config: ml_collections.ConfigDict, trace: bool) -> Program:
+    program = Program(config)
+    if trace:
+        memory.check(program.abstract)
+        program.trace()
+    return program
+
+
+def _refusal(config: ml_collections.ConfigDict, trace: bool, error: Exception) -> str:
+    message = one_line(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"--config: {error.filename}: {error.strerror}"
+    named = message.partition(" ")[0].rstrip(":")
+    if isinstance(error, ValueError) and named in configs.FIELDS:
+        return f"--config: {message}"
+    for section in ("optimizer", "schedule"):
+        if isinstance(error, ValueError) and named in config[section].kwargs:
+            return f"--config.{section}.kwargs.{message}"
+    kind = type(error).__name__
+    field = _culprit(config, trace)
+    if field is not None:
+        value = configs.flatten(config)[field]
+        return f"--config.{field}: given {value!r}, {kind}: {message}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [x for x in frames if "site-packages" not in x.filename] or frames
+    where = f"{pathlib.Path(own[-1].filename).name}:{own[-1].lineno}"
+    return (
+        f"--config: optimizer {config.optimizer.name} and model {config.model.name} "
+        f"make no step, {kind}: {message} ({where})"
+    )
+
+
+def _culprit(config: ml_collections.ConfigDict, trace: bool) -> str | None:
+    """The argument without which the config can be used: the last one that is put back.
+
+    Messages of jax and numpy do not say which argument they are about.
+    """
+    config = config.copy_and_resolve_references()
+    for field, default in configs.default_kwargs(config).items():
+        section, name = configs.place(config, field)
+        if section[name] == default:
+            continue
+        section[name] = default
+        try:
+            _attempt(config, trace)
+        except Exception:
+            continue
+        return field
+    return None

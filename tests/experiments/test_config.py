@@ -5,9 +5,12 @@ import sys
 
 import optax
 import pytest
+from absl import flags
 
 import optlab
+from experiments import command, demo, report, train
 from experiments import config as configs
+from experiments.data import prepare
 from experiments.fields import FIELDS
 
 FILE = "configs/stdlib_lm.py"
@@ -230,6 +233,18 @@ def test_none_sets_a_field_back_where_it_may_be_none():
 
 def test_the_home_folder_is_expanded_in_paths(monkeypatch):
     monkeypatch.setenv("HOME", "/h")
+    own = flags.FlagValues()
+    folder = command.define_path("folder", "", own, default="runs")
+    own(["", "--folder=~/a b"])
+    assert folder.value == "/h/a b"
+    for module, names in (
+        (train, ["config", "workdir"]),
+        (prepare, ["output", "tokenizer", "dataset"]),
+        (report, ["output"]),
+        (demo, ["workdir"]),
+    ):
+        for name in names:
+            assert module._FLAGS[name].parser.parse("~/x") == "/h/x"
     config, changed = configs.load(
         FILE, ["--config.task.path=~/d", "--config.task.tokenizer=~/t.json"]
     )

@@ -10,7 +10,9 @@ from experiments.fields import FIELDS
 from experiments.trainer import loop
 from tests.experiments.conftest import SMALL
 
-PATHS = [*FIELDS, "optimizer.kwargs.rank", "optimizer.kwargs.b1"]
+COSMOS = configs.base()
+COSMOS.optimizer.name = "cosmos"
+PATHS = [*FIELDS, *configs.default_kwargs(COSMOS)]
 NAMES = st.sampled_from(PATHS) | st.sampled_from(
     ["optimizer.kwargs.rnak", "train.step", "modell.width", "seed.x", "", "a.b.c"]
 )

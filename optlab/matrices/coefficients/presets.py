@@ -54,6 +54,9 @@ Triple = tuple[float, float, float]
 MUON: Triple = (3.4445, -4.7750, 2.0315)
 PRESETS = ("muon", "polar_express", "chebyshev")
 
+# All converge in a few; each takes time to trace.
+_MOST_STEPS = 1000
+
 _TABLE = Path(__file__).with_name("table.json")
 # Steps, whether each has its triple, and the norm.
 _TABULATED = (
@@ -79,9 +82,11 @@ def resolve_coefficients(
 
     Raises:
       ValueError: `coeffs` is an unknown name, has another shape than `(3,)` or
-        `(steps, 3)`, or holds what is not finite; `steps` is below one.
+        `(steps, 3)`, or holds what is not finite; `steps` is below one or above 1000.
     """
     positive_int(steps=steps)
+    if steps > _MOST_STEPS:
+        raise ValueError(f"steps must be <= {_MOST_STEPS}, got {steps}")
     if isinstance(coeffs, str):
         if coeffs not in PRESETS:
             raise ValueError(f"coeffs must be one of {PRESETS}, got {coeffs!r}")
