@@ -1,5 +1,6 @@
 """The frame of every command: flags, `--help`, and one line for a user's mistake."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -8,6 +9,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from experiments import config as configs
+
+# Standard error and nowhere, opened early: later no descriptor may be left.
+_screen: list[int] = []
 
 
 class _Path(flags.ArgumentParser):
@@ -51,6 +55,8 @@ def run(
       epilogue: what `--help` says after the flags.
     """
     program = sys.modules["__main__"]
+    with contextlib.suppress(OSError):
+        _screen[:] = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     # It tells of every accelerator that the machine has not.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
@@ -70,6 +76,9 @@ def run(
             status = main(*arguments)
         except configs.UserError as error:
             leave(error)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            leave(configs.UserError(where + (error.strerror or type(error).__name__)))
         except KeyboardInterrupt:
             status = 130
         sys.exit(status)
@@ -78,8 +87,20 @@ def run(
 
 
 def leave(error: configs.UserError):
-    """Says what was wrong and ends the process with the error's status."""
-    print(f"error: {error}", file=sys.stderr)
+    """Says what was wrong and ends the process with the error's status.
+
+    Nothing comes after that line: threads that a library left behind write to nowhere.
+    """
+    line = f"error: {error}\n"
+    if _screen:
+        screen, nowhere = _screen
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os.dup2(nowhere, 2)
+        with contextlib.suppress(OSError):
+            os.write(screen, line.encode(errors="backslashreplace"))
+    else:
+        sys.stderr.write(line)
     sys.exit(error.status)
 
 

@@ -75,6 +75,7 @@ class Checkpoints:
 
             # What goes wrong is raised too, and then said in one line.
             logging.getLogger("absl").setLevel(logging.CRITICAL)
+            _hush_abandoned()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=None if self._read_only else KEEP,
                 cleanup_tmp_directories=not self._read_only,
@@ -165,7 +166,6 @@ class Checkpoints:
             except Exception as error:  # whatever a corrupt file makes orbax raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 failed = _machine_error(error, self.folder / str(step))
-                _hush_abandoned_readers()
             worst = _everywhere(2 if failed else int(found is None))
             if worst == 2:
                 raise failed or CheckpointError(
@@ -242,22 +242,32 @@ class Checkpoints:
                 self._open_manager = None
 
 
-def _hush_abandoned_readers() -> None:
-    """Keeps off the screen what is no news after a failed read.
+def _hush_abandoned() -> None:
+    """Keeps off the screen what is no news after a failed read or write.
 
-    Orbax reads all arrays at once, and abandons the others when one cannot be read:
-    each then complains that its event loop is closed, at any later time.
+    Orbax works on all arrays at once, and abandons the others when one fails: each then
+    complains that its event loop is closed, at any later time.
     """
-    said = sys.unraisablehook
+    if sys.excepthook.__name__ == "_quieter":
+        return
 
-    def hook(unraisable):
-        code = getattr(unraisable.object, "cr_code", None)
-        abandoned = code is not None and "orbax" in code.co_filename
-        if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
-            said(unraisable)
+    def wrap(said: Callable, error_of: Callable) -> Callable:
+        def _quieter(*what):
+            if str(error_of(*what)) != "Event loop is closed":
+                said(*what)
 
-    sys.unraisablehook = hook
+        return _quieter
+
+    sys.excepthook = wrap(sys.excepthook, lambda kind, error, trace: error)
+    sys.unraisablehook = wrap(sys.unraisablehook, _abandoned)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _abandoned(unraisable) -> Any:
+    """What was raised, "Event loop is closed" where one of orbax's readers is left."""
+    code = getattr(unraisable.object, "cr_code", None)
+    orbax = code is not None and "orbax" in code.co_filename
+    return "Event loop is closed" if orbax else unraisable.exc_value
 
 
 def _plain(error: Exception, folder: pathlib.Path) -> CheckpointError:

@@ -70,7 +70,8 @@ class Prepared(NamedTuple):
       extra: the optimizer's extra arguments.
       grad_norm: before clipping.
       grad_norm_l1: the sum of its absolute values, before clipping.
-      finite: `(leaves,)`, whether all that belongs to a leaf is finite.
+      finite: `(leaves,)`, whether all that belongs to a leaf is finite, and its sums of
+        squares too: optimizers square it.
     """
 
     loss: jax.Array
@@ -149,13 +150,13 @@ def make_prepare(
             spiked = (state.step + 1) % spike_every == 0
             factor = jnp.where(spiked, jnp.float32(spike_scale), 1.0)
             grads = _scaled(grads, factor)
-        grad_norm, grad_norm_l1 = (optax.tree.norm(grads, ord=p) for p in (2, 1))
+        grad_norm, grad_norm_l1 = _norm(grads), optax.tree.norm(grads, ord=1)
         if clip_norm:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
             grads = _scaled(grads, scale)
             if "other_grads" in extra:  # by the same factor, to be compared
                 extra["other_grads"] = _scaled(extra["other_grads"], scale)
-        finite = jnp.stack([_finite(*g) for g in _by_leaf(grads, *extra.values())])
+        finite = jnp.stack([_usable(*g) for g in _by_leaf(grads, *extra.values())])
         return Prepared(loss, aux, grads, extra, grad_norm, grad_norm_l1, finite)
 
     return prepare
@@ -284,5 +285,17 @@ def _by_leaf(*trees) -> Iterable[tuple[jax.Array, ...]]:
     return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
-def _finite(*arrays: jax.Array) -> jax.Array:
-    return jnp.stack([jnp.isfinite(array).all() for array in arrays]).all()
+def _usable(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.isfinite(jnp.sum(x * x)) for x in arrays]).all()
+
+
+def _norm(tree: optax.Updates) -> jax.Array:
+    """The global norm, also where a square is too large for the dtype."""
+    norm = optax.tree.norm(tree)
+
+    def scaled(tree):
+        # A power of two, which rounds nothing; the squares of the largest stay finite.
+        small = 2.0 ** -(jnp.finfo(norm.dtype).maxexp * 3 // 4)
+        return optax.tree.norm(jax.tree.map(lambda g: g * small, tree)) / small
+
+    return jax.lax.cond(jnp.isfinite(norm), lambda _: norm, scaled, tree)

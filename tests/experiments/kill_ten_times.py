@@ -18,10 +18,12 @@ import sys
 import tempfile
 import time
 
+import optlab
 from tests.experiments.conftest import small_arguments
 
 STEPS = 120
-# Optimizers with factors, sparse momenta and keys, a second kind of gradient, noise.
+# Optimizers with factors, sparse momenta and keys, a second kind of gradient, noise;
+# then what else a run carries from step to step.
 CASES = {
     "cosmos": {"optimizer__kwargs__rank": 8},
     "spam": {
@@ -31,26 +33,56 @@ CASES = {
     },
     "adahessian": {"optimizer__kwargs__hessian_interval": 3},
     "lanton": {},
+    "resnet": {"model__name": "resnet", "model__width": 4, "model__layers": 2},
+    "pmap": {"mesh__mode": "pmap", "mesh__data": 2},
+    "stream": {"task__data": "stream"},
+    "average": {"train__ema_decay": 0.9, "train__accumulate": 2},
 }
+_DOCUMENTS = 300
+
+
+def arguments(folder: pathlib.Path, name: str, steps: int = STEPS) -> list[str]:
+    """The config of a case and its overrides, with data beside the run's folder."""
+    changes = {
+        "optimizer.name": name if name in optlab.registry.names() else "adamw",
+        "optimizer.learning_rate": 0.01,
+        "train.steps": steps,
+        "train.eval_every": 50,
+        "train.checkpoint_every": 7,
+    }
+    changes |= {x.replace("__", "."): value for x, value in CASES[name].items()}
+    if name == "stream":
+        changes["task.path"] = _write_documents(folder.parent / "documents")
+    if name == "resnet":
+        words = [f"--config.{x}={y}" for x, y in changes.items()]
+        return ["configs/digits.py", *words, "--config.train.batch_size=8"]
+    return ["configs/stdlib_lm.py", *small_arguments(**changes)]
+
+
+def _write_documents(folder: pathlib.Path) -> pathlib.Path:
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        texts = [{"text": f"{i}: " + "word " * (i % 7)} for i in range(_DOCUMENTS)]
+        for split in ("train", "validation"):
+            lines = [json.dumps(text) + "\n" for text in texts]
+            (folder / f"{split}.jsonl").write_text("".join(lines))
+    return folder
 
 
 def command(folder: pathlib.Path, name: str) -> list[str]:
     """The command line of a case."""
-    words = small_arguments(
-        optimizer__name=name,
-        optimizer__learning_rate=0.01,
-        train__steps=STEPS,
-        train__eval_every=50,
-        train__checkpoint_every=7,
-        **CASES[name],
-    )
+    config, *words = arguments(folder, name)
     program = [sys.executable, "-m", "experiments.train"]
-    return [*program, "--config=configs/stdlib_lm.py", f"--workdir={folder}", *words]
+    return [*program, f"--config={config}", f"--workdir={folder}", *words]
 
 
 def start(words: list[str]) -> subprocess.Popen:
-    """Starts a run on the CPU."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    """Starts a run on two devices of the CPU."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "HF_HUB_OFFLINE": "1",
+    }
     return subprocess.Popen(
         words, stderr=subprocess.PIPE, text=True, env=environment, errors="replace"
     )
@@ -110,11 +142,13 @@ def finish(words: list[str]) -> None:
         raise RuntimeError(said)
 
 
-def outcome(folder: pathlib.Path) -> tuple[list[tuple[int, float]], dict[str, int]]:
+def outcome(
+    folder: pathlib.Path, steps: int = STEPS
+) -> tuple[list[tuple[int, float]], dict[str, int]]:
     """All losses by step, and the checksums of the last checkpoint."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    place = folder / "checkpoints" / str(STEPS) / "place" / "metadata"
+    place = folder / "checkpoints" / str(steps) / "place" / "metadata"
     return (
         [(record["step"], record["loss"]) for record in records],
         json.loads(place.read_text())["checksums"],

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,3 +187,78 @@ def test_it_comes_back_on_another_mesh(tmp_path):
         assert_same(state, state_of(5))
         for found, wanted in zip(*map(jax.tree.leaves, (state, like)), strict=True):
             assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
+
+
+ERRORS = (errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOSPC, errno.ESTALE)
+
+
+@pytest.mark.parametrize("where", ["orbax", "tensorstore", "folder"])
+def test_an_error_of_the_machine_is_no_corrupt_file(saved, monkeypatch, where):
+    def names():
+        return sorted(path for path in saved.rglob("*"))
+
+    before = names()
+    for code in ERRORS:
+        fault = OSError(code, os.strerror(code), str(saved / "3" / "params"))
+        run = Checkpoints(saved, print)
+
+        def failing(*_, fault=fault, code=code):
+            if where == "orbax":
+                raise RuntimeError("in a thread") from fault
+            if where == "tensorstore":
+                raise ValueError(f"Error reading: [os_error_code='{code}']")
+            raise FileNotFoundError("orbax takes a closed folder for a missing one")
+
+        def closed(*_, fault=fault, **__):
+            raise fault
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "_restore", failing)
+            if where == "folder":
+                patch.setattr("builtins.open", closed)
+            with pytest.raises(CheckpointError, match=os.strerror(code)) as caught:
+                run.restore(abstract(state_of(0)))
+        assert caught.value.errno == code
+        run.close()
+        assert names() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", closed)
+        with pytest.raises(OSError, match="Stale"):
+            Checkpoints(saved, print).restore(abstract(state_of(0)))
+
+
+def test_no_changed_bit_gives_another_place_in_the_data(saved):
+    path = saved / "3" / "place" / "metadata"
+    content = path.read_bytes()
+    at = content.index(b'"next_index": 30') + len(b'"next_index": ')
+    rng = np.random.default_rng(0)
+    # Both digits of it, and any others.
+    bits = [8 * at + i for i in range(16)] + rng.integers(
+        8 * len(content), size=8
+    ).tolist()
+    outcomes = []
+    for bit in bits:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        run = Checkpoints(saved, lambda _: None, read_only=True)
+        state, position = run.restore(abstract(state_of(0)), only=("rest",))
+        run.close()
+        step = int(state.step)
+        assert position == {"next_index": 10 * step}
+        outcomes.append(step)
+    assert outcomes[:16] == [2] * 16
+
+
+def test_a_renamed_checkpoint_is_none(saved):
+    (saved / "3").rename(saved / "7")
+    (state, position), said = restore(saved)
+    assert int(state.step) == 2 and position == {"next_index": 20}
+    assert "it holds the state of step 3" in said[0] or "place in the data" in said[0]
+
+
+def test_nothing_is_renamed_where_none_is_whole(saved):
+    for step in ("2", "3"):
+        spoil(saved / step, "truncated")
+    restore(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,15 @@ from experiments import config as configs
 from experiments.tasks import LanguageModel
 from experiments.trainer import loop, program
 from experiments.trainer.checkpoints import Checkpoints
+from experiments.trainer.metrics import MetricsWriter
 from tests.experiments import kill_ten_times
 from tests.experiments.test_train import read
 
+# The other cases below, in this process.
+KILLED = ("cosmos", "spam")
 
-@pytest.mark.parametrize("name", kill_ten_times.CASES)
+
+@pytest.mark.parametrize("name", KILLED)
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
     peace, war = tmp_path / "peace", tmp_path / "war"
     kill_ten_times.finish(kill_ten_times.command(peace, name))
@@ -33,6 +38,31 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
     assert (losses, checksums) == kill_ten_times.outcome(peace)
     assert read(war)[1]["best_val_loss"] == read(peace)[1]["best_val_loss"]
     assert "goes on after step" in (war / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", [x for x in kill_ten_times.CASES if x not in KILLED])
+def test_a_run_goes_on_from_what_a_kill_would_leave(tmp_path, monkeypatch, name):
+    """A copy made in the middle of a step holds what a kill at that moment leaves."""
+    peace, war, steps = tmp_path / "peace", tmp_path / "war", 20
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file, *words = kill_ten_times.arguments(peace, name, steps)
+    config = configs.load(file, words)[0]
+
+    def write(writer, record, real=MetricsWriter.write):
+        real(writer, record)
+        if record["step"] == 17:
+            shutil.copytree(peace, war)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", write)
+        assert loop.train(config, str(peace)) == 0
+    with (war / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 18, "lo')
+    assert loop.train(config, str(war)) == 0
+    losses, checksums = kill_ten_times.outcome(war, steps)
+    assert [step for step, _ in losses] == list(range(1, steps + 1))
+    assert (losses, checksums) == kill_ten_times.outcome(peace, steps)
+    assert re.search("goes on after step (7|14)\n", (war / "log.txt").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -158,21 +188,27 @@ def test_a_disk_that_cannot_be_written_is_one_line(disk, small):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_may_not_grow_ends_the_run_with_a_line(tmp_path):
-    """A limit on the size of files stands for a quota, which root has none of."""
+@pytest.mark.parametrize(
+    ("limit", "says"), [("-f 32", "File too large"), ("-n 16", "Too many open files")]
+)
+def test_a_limit_ends_the_run_with_a_line(tmp_path, limit, says):
+    """A limit on the size of files stands for a quota, which root has none of.
+
+    In every case threads of the storage library are left, and would like to say more.
+    """
     words = kill_ten_times.command(tmp_path / "run", "lanton")
     run = subprocess.run(
-        ["bash", "-c", 'ulimit -f 32; exec "$@"', "-", *words],
+        ["bash", "-c", f'ulimit {limit}; exec "$@"', "-", *words],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert run.returncode == 2
-    # The storage library's threads have printed more before that.
     last = run.stderr.splitlines()[-1]
-    assert last.startswith(f"error: --workdir: {tmp_path / 'run'}")
-    assert last.endswith("File too large")
+    assert last.startswith("error: ") and last.endswith(says)
+    if limit == "-f 32":
+        assert str(tmp_path / "run") in last
 
 
 class Spoilt:
