@@ -15,7 +15,6 @@ storage that does not answer, 4 a run is at work in a folder to overwrite, 129, 
 143 stopped by a signal.
 """
 
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -32,14 +31,11 @@ from experiments.launchers.trials import Trials
 from experiments.points import Point
 
 _FLAGS = flags.FlagValues()
-_SWEEP = flags.DEFINE_string(
-    "sweep", None, "sweep file, such as configs/sweeps/*.py", flag_values=_FLAGS
-)
-_WORKDIR = flags.DEFINE_string(
+_SWEEP = command.define_path("sweep", "sweep file, such as configs/sweeps/*.py", _FLAGS)
+_WORKDIR = command.define_path(
     "workdir",
-    None,
     "the sweep's folder, made if missing; runs/NAME for a sweep file NAME.py",
-    flag_values=_FLAGS,
+    _FLAGS,
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
@@ -147,7 +143,7 @@ def main(positional: list[str], overrides: list[str]) -> int:
     command.require(sweep=_SWEEP.value)
     wanted = points.load(_SWEEP.value, overrides)
     name = pathlib.Path(_SWEEP.value).stem
-    folder = pathlib.Path(os.path.expanduser(_WORKDIR.value or f"runs/{name}"))
+    folder = pathlib.Path(_WORKDIR.value or f"runs/{name}")
     if _DRY_RUN.value:
         _dry_run(wanted, folder)
         return 0

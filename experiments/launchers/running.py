@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments import records
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.launchers import job
 from experiments.launchers.board import Board, validation_losses
 from experiments.launchers.storage import StorageAway
@@ -35,8 +35,10 @@ def task_of(point: Point):
     """
     try:
         return TASKS[point.config.task.name](point.config)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--config: {error}".splitlines()[0]) from error
+    except UserError:
+        raise
+    except Exception as error:  # what a data set's library raises
+        raise UserError(f"--config: {one_line(error)}") from error
 
 
 class Standings:
