@@ -150,3 +150,41 @@ def test_an_injected_integer_is_told_what_it_needs():
     tx = optax.inject_hyperparams(optlab.cosmos)(1e-2, rank=2)
     with pytest.raises(ValueError, match=r"rank must be .* static_args"):
         tx.init(PARAMS)
+
+
+MADE = """
+import functools
+import optax
+
+def plain(learning_rate, *, momentum=0.5):
+    return optax.sgd(learning_rate, momentum)
+
+class Plain:
+    def __init__(self, learning_rate):
+        self.learning_rate = learning_rate
+
+half = functools.partial(plain, momentum=0.5)
+third = functools.partial(plain, momentum=0.3)
+one = lambda learning_rate: optax.sgd(learning_rate)
+two = lambda learning_rate: optax.adam(learning_rate)
+"""
+
+
+def test_a_factory_made_again_is_the_same_one(monkeypatch):
+    """A config file that is read again makes its functions again."""
+    monkeypatch.setattr(optlab.registry, "_ENTRIES", {})
+
+    def made(path):
+        found = {}
+        exec(compile(MADE, path, "exec"), found)
+        return found
+
+    first, again, other = made("a.py"), made("a.py"), made("b.py")
+    names = ("plain", "Plain", "half", "third", "one", "two")
+    for name in names:
+        optlab.register(name, first[name])
+        optlab.register(name, again[name])
+        assert optlab.registry.get(name).factory is again[name]
+        for wrong in (other[name], optax.sgd, *(again[n] for n in names if n != name)):
+            with pytest.raises(ValueError, match=f"'{name}' is registered already"):
+                optlab.register(name, wrong)

@@ -92,7 +92,9 @@ class Board:
             result["total_seconds"] / result["steps"]
             for result in sweep.results.values()
             if result.get("total_seconds") and result["steps"]
-        ] or [r["seconds"] / r["step"] for r in at_work if r.get("seconds")]
+        ] or [
+            r["seconds"] / r["step"] for r in at_work if r.get("seconds") and r["step"]
+        ]
         if not paces:
             return None
         ended = sweep.results.keys() | sweep.failed.keys() | sweep.pruned

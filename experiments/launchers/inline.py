@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.launchers.job import STOPPED
 from experiments.points import Point
 from experiments.trainer import loop
 
 # It would say each time that the cache is another one now.
 logging.getLogger(compilation_cache.__name__).setLevel(logging.WARNING)
-_SIGNALS = dict(zip(STOPPED, (signal.SIGINT, signal.SIGTERM), strict=True))
+_SIGNALS = {status: signal.Signals(status - 128) for status in STOPPED}
 
 
 class Done:
@@ -30,8 +30,14 @@ class Done:
         """The exit status."""
         return self._status
 
+    def at_work(self) -> bool:
+        """Not any more."""
+        return False
+
     def stop(self) -> None:
         """There is nothing to stop."""
+
+    kill = stop
 
 
 class Inline:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.launchers.job import command
 from experiments.points import Point
 
@@ -32,10 +32,19 @@ class Process:
         """None while it works, then the exit status, negative for a signal's number."""
         return self._process.poll()
 
+    def at_work(self) -> bool:
+        """From its start on."""
+        return True
+
     def stop(self) -> None:
         """Sends SIGTERM, upon which the training writes a checkpoint and ends."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it with what it has started: they are a session."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class Local:

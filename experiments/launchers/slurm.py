@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.launchers.job import FINISHED, command, finished
 from experiments.launchers.local import environment
 from experiments.points import Point
@@ -30,27 +30,33 @@ def work(words: Sequence[str], variables: Mapping[str, str], log: str) -> int:
 
 
 class Queue:
-    """The ids of the user's jobs, asked for once for all of them."""
+    """The states of the user's jobs, asked for once for all of them."""
 
     def __init__(self):
         self._asked = time.monotonic()
-        self._ids: set[str] | None = None
+        self._states: dict[str, str] | None = None
 
     def lacks(self, job_id: str, submitted: float) -> bool:
         """Whether SLURM knows no such job any more, waiting or running."""
         now = time.monotonic()
         if now - self._asked > _SECONDS_BETWEEN_QUERIES:
             listed = subprocess.run(
-                ["squeue", "--noheader", "--me", "--array", "--format=%i"],
+                ["squeue", "--noheader", "--me", "--array", "--format=%i %T"],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             # No answer says nothing about the jobs.
-            self._ids = set(listed.stdout.split()) if not listed.returncode else None
+            lines = [line.split() for line in listed.stdout.splitlines()]
+            found = {line[0]: line[-1] for line in lines if line}
+            self._states = None if listed.returncode else found
             self._asked = now
-        known = self._ids is not None and self._asked > submitted
-        return known and job_id not in self._ids
+        known = self._states is not None and self._asked > submitted
+        return known and job_id not in self._states
+
+    def runs(self, job_id: str) -> bool:
+        """Whether the last answer had the job as a running one."""
+        return (self._states or {}).get(job_id) == "RUNNING"
 
 
 class SlurmJob:
@@ -76,9 +82,15 @@ class SlurmJob:
                 return _GONE
         return _GONE
 
+    def at_work(self) -> bool:
+        """Whether it waits in the queue no longer."""
+        return self._queue.runs(self._job.job_id)
+
     def stop(self) -> None:
-        """Cancels it; SLURM sends SIGTERM first."""
+        """Cancels it; SLURM sends SIGTERM first, and SIGKILL later."""
         self._job.cancel(check=False)
+
+    kill = stop
 
 
 class Slurm:

@@ -1,184 +1,218 @@
 """Optuna's record of a sweep: a study for each part, a trial for each attempt."""
 
 import math
-import warnings
-from collections import Counter
+import os
+import pathlib
+import uuid
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from experiments.config import UserError
+from experiments.errors import UserError
+from experiments.launchers.claims import Claims, Key
+from experiments.launchers.storage import Storage
 from experiments.points import Part, Point
+from experiments.trainer.identity import difference
+
+# What a result has to hold for the summary of a sweep.
+_KEPT = ("reason", "val_loss", "steps", "total_seconds")
 
 
 class Trials:
-    """The queue of points; only the launcher holds one.
+    """The points of a sweep as its storage has them, which launchers may share.
 
-    Axes that are numbers are the trials' parameters, the point's name and all of its
-    overrides are attributes. A point that waits for a worker is a waiting trial, one at
-    work a running trial, which outlives the launcher; a failed attempt is a failed
-    trial; a point that diverged has the value infinity, one that was stopped for its
-    losses is a pruned trial with the step as an attribute.
+    Axes that are numbers are the trials' parameters. Attributes are the point's name,
+    its overrides, the launcher that works on it, the sweep's folder where it did, and
+    at the end what was trained (config and data digest) and the result. A point at work
+    is a running trial, which outlives the launcher; a failed attempt is a failed trial;
+    a point that diverged has the value infinity, one that was stopped for its losses is
+    a pruned trial with the step as an attribute.
+
+    A launcher claims a point before it works on it or records what became of it, and
+    reads the trials again after that. What the storage says of points that were trained
+    in the launcher's own folder is not asked: the folder itself is there.
     """
 
     def __init__(
-        self, storage: str, sweep: str, points: Sequence[Point], *, attempts, anew
+        self,
+        storage: Storage,
+        sweep: str,
+        points: Sequence[Point],
+        folder: pathlib.Path,
+        *,
+        attempts: int,
+        anew: bool,
     ):
         """Opens the studies of a sweep, or makes them.
 
         Args:
-          storage: URL of the database.
+          storage: the database.
           sweep: name of the sweep; parts append theirs.
           points: of the sweep.
+          folder: of the sweep.
           attempts: how often a point may fail.
           anew: count failures from here on only.
 
         Raises:
-          UserError: if the storage does not open.
+          UserError: if the folder cannot be written, or the storage is away.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.storage = storage
+        self._patiently = storage.patiently
         self._studies: dict[str, optuna.Study] = {}
         self._axes: dict[str, dict[str, Any]] = {}
         self._points = {point.name: point for point in points}
-        parts = {point.part.name: point.part for point in points}
-        try:
-            # For the bare scheme SQLAlchemy 2.1 takes psycopg 3; ours is psycopg2.
-            url = storage.replace("postgresql://", "postgresql+psycopg2://", 1)
-            opened = optuna.storages.get_storage(url)
-            for name, part in parts.items():
-                self._studies[name] = optuna.create_study(
-                    storage=opened,
-                    study_name="/".join(filter(None, (sweep, name))),
-                    sampler=optuna.samplers.RandomSampler(),
-                    pruner=_pruner(part),
-                    load_if_exists=True,
-                )
-                mine = [point for point in points if point.part.name == name]
-                self._axes[name] = _distributions(part, mine)
-        except Exception as error:  # of whichever database the URL names
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"--storage: {storage} does not open, {reason}") from error
-        self._queue: list[str] = []  # parts, as often as they have waiting trials
-        self._running: dict[str, int] = {}  # point -> number of its trial
-        self._known: set[str] = set()  # points with a waiting or running trial
-        self._complete: set[str] = set()
-        self._pruned: set[str] = set()
-        self._reported: dict[str, int] = {}  # point -> step of the last loss told
-        self._again: list[str] = []
-        self._failures: Counter[str] = Counter()
-        self._errors: dict[str, str] = {}
         self._attempts = attempts
-        for name, study in self._studies.items():
-            self._read(name, study, anew)
-
-    def _read(self, part: str, study: optuna.Study, anew: bool) -> None:
-        for trial in study.get_trials(deepcopy=False):
-            point = trial.user_attrs.get("point", "")
-            if trial.state == TrialState.WAITING:
-                self._queue.append(part)
-                self._known.add(point)
-            elif trial.state == TrialState.RUNNING:
-                self._running[point] = trial.number
-                self._known.add(point)
-                if point in self._points:
-                    self._again.append(point)
-            elif trial.state == TrialState.COMPLETE:
-                self._complete.add(point)
-            elif trial.state == TrialState.PRUNED and "pruned_at" in trial.user_attrs:
-                self._pruned.add(point)
-            elif trial.state == TrialState.FAIL:
-                self._failures[point] += not anew
-        self._errors |= study.user_attrs
-
-    def enqueue(self, points: Sequence[Point]) -> None:
-        """Gives each point a waiting trial, unless it has one or is at work."""
-        for point in points:
-            if point.name in self._known:
-                continue
-            part = point.part.name
-            values = {axis: point.overrides[axis] for axis in self._axes[part]}
-            with warnings.catch_warnings():
-                # A value outside what the study has seen before: the file was edited.
-                warnings.simplefilter("ignore")
-                self._studies[part].enqueue_trial(values, user_attrs=_attributes(point))
-            self._queue.append(part)
-            self._known.add(point.name)
-            self._complete.discard(point.name)  # its folder has gone since
-
-    def ask(self) -> str | None:
-        """The next point to run, None if there is none."""
-        if self._again:
-            return self._again.pop(0)
-        while self._queue:
-            part = self._queue.pop(0)
-            study = self._studies[part]
-            try:
-                trial = study.ask(self._axes[part])
-            except ValueError as error:
-                raise UserError(
-                    f"--storage: study {study.study_name} has other axes, {error}; "
-                    "choose another --workdir or --storage, or name the part anew"
-                ) from error
-            name = trial.user_attrs.get("point", "")
-            self._known.discard(name)
-            done = name in self._complete
-            if name not in self._points or done:  # the file was edited, or finished
-                study.tell(trial, state=TrialState.PRUNED)
-                continue
-            self._running[name] = trial.number
-            self._known.add(name)
-            return name
-        return None
-
-    def again(self, name: str) -> None:
-        """Puts back a point that was stopped; its trial goes on."""
-        self._again.append(name)
-
-    def complete(self, point: Point, result: dict[str, Any]) -> bool:
-        """Records a finished run; whether that is news."""
-        if point.name in self._complete:
-            return False
-        study = self._studies[point.part.name]
-        loss = result["val_loss"]
-        diverged = loss is None or result["reason"] == "diverged"
-        value = math.inf if diverged else loss
-        if point.name in self._running:
-            study.tell(self._running.pop(point.name), value)
-            self._known.discard(point.name)
-        else:  # it was trained without this storage
-            ranges = self._axes[point.part.name]
-            trial = optuna.trial.create_trial(
-                value=value,
-                params={axis: point.overrides[axis] for axis in ranges},
-                distributions=ranges,
-                user_attrs=_attributes(point),
+        try:
+            (folder / ".sweep").mkdir(parents=True, exist_ok=True)
+            self._where = _identity(folder / ".sweep")
+        except OSError as error:
+            raise UserError(f"--workdir: {error.filename}: {error.strerror}") from error
+        for name, part in {p.part.name: p.part for p in points}.items():
+            self._studies[name] = self._patiently(
+                optuna.create_study,
+                storage=storage.optuna,
+                study_name="/".join(filter(None, (sweep, name))),
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=_pruner(part),
+                load_if_exists=True,
             )
-            study.add_trial(trial)
-        if point.name in self._again:
-            self._again.remove(point.name)
-        self._complete.add(point.name)
-        return True
+            mine = [point for point in points if point.part.name == name]
+            self._axes[name] = _distributions(part, mine)
+        self._claims = self._patiently(Claims, storage, folder / ".sweep")
+        self._reported: dict[str, int] = {}  # point -> step of the last loss told
+        self._forgiven: set[tuple[str, int]] = set()
+        self.refresh()
+        if anew:
+            self._forgiven = set(self._failed_trials)
+            self.refresh()
+
+    def __enter__(self) -> "Trials":
+        try:
+            self._claims.__enter__()
+        except OSError as error:
+            raise UserError(f"--workdir: {error.filename}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._claims.__exit__(*error)
+
+    def refresh(self) -> None:
+        """Reads what all launchers have recorded."""
+        found = {
+            part: self._patiently(study.get_trials, deepcopy=False)
+            for part, study in self._studies.items()
+        }
+        errors = [self._patiently(_errors, study) for study in self._studies.values()]
+        self._errors: dict[str, str] = dict(ChainMap(*errors))
+        self._running: dict[str, int] = {}  # point -> number of its trial
+        self._ended: dict[str, list[dict[str, Any]]] = {}  # attributes of trials
+        self._pruned: dict[str, list[dict[str, Any]]] = {}
+        self._failed_trials: list[tuple[str, int]] = []
+        self._failures: Counter[str] = Counter()
+        for part, trials in found.items():
+            for trial in trials:
+                said = trial.user_attrs
+                point = said.get("point", "")
+                if trial.state == TrialState.RUNNING:
+                    self._running[point] = trial.number
+                elif trial.state == TrialState.COMPLETE:
+                    self._ended.setdefault(point, []).append(said)
+                elif trial.state == TrialState.PRUNED and "pruned_at" in said:
+                    self._pruned.setdefault(point, []).append(said)
+                elif trial.state == TrialState.FAIL:
+                    self._failed_trials.append((part, trial.number))
+                    self._failures[point] += (part, trial.number) not in self._forgiven
+
+    def claim(self, names: Sequence[str], room: int) -> list[str]:
+        """Takes points that no other launcher works on, at most `room`.
+
+        What the trials say of them is as of after that.
+        """
+        keys = [self._key(name) for name in names]
+        taken = self._patiently(self._claims.take, keys, room) if keys else []
+        self.refresh()
+        return [point for _, point in taken]
+
+    def release(self, name: str) -> None:
+        """Leaves a claimed point to whoever wants it; its trial goes on."""
+        self._patiently(self._claims.release, self._key(name))
+
+    def lost(self, name: str) -> bool:
+        """Whether another launcher has taken the point, as this one was not heard."""
+        return self._key(name) in self._claims.lost
+
+    def at_work(self, name: str) -> bool:
+        """Whether the point has a running trial of this launcher."""
+        return name in self._running and self._claims.holds(self._key(name))
+
+    def begin(self, names: Sequence[str]) -> None:
+        """Makes trials of claimed points, or goes on with those that they have."""
+        attributes = {"owner": self._claims.owner, "workdir": self._where}
+        for name in names:
+            if name in self._running:
+                self._note(name, **attributes)
+            else:
+                self._add(self._points[name], TrialState.RUNNING, None, attributes)
+        self.refresh()
+
+    def recorded(self, name: str, trained: Mapping[str, Any]) -> bool:
+        """Whether there is a trial of what was trained."""
+        ended = self._ended.get(name, [])
+        return any(_same(said, trained) for said in ended)
+
+    def elsewhere(self, name: str) -> list[dict[str, Any]]:
+        """Attributes of the trials that ended in other folders than this sweep's."""
+        ended = self._ended.get(name, [])
+        return [s for s in ended if s.get("workdir", self._where) != self._where]
+
+    def complete(
+        self, name: str, result: Mapping[str, Any], trained: Mapping[str, Any]
+    ) -> None:
+        """Records the finished run of a claimed point.
+
+        Args:
+          name: of the point.
+          result: of the run.
+          trained: what its config and data were.
+        """
+        point = self._points[name]
+        diverged = result["val_loss"] is None or result["reason"] == "diverged"
+        value = math.inf if diverged else result["val_loss"]
+        attributes = {
+            "trained": dict(trained),
+            "result": {field: result.get(field) for field in _KEPT},
+            "workdir": self._where,
+        }
+        if name in self._running:
+            self._note(name, **attributes)
+            self._tell(name, values=value)
+        else:  # it was trained without this storage
+            self._add(point, TrialState.COMPLETE, value, attributes)
+        self._ended.setdefault(name, []).append(_attributes(point) | attributes)
+        self.release(name)
 
     def fail(self, name: str, error: str) -> None:
         """Records a failed attempt."""
         study = self._studies[self._points[name].part.name]
-        number = self._running.pop(name)
-        self._known.discard(name)
+        self._patiently(study.set_user_attr, name, error)
+        self._tell(name, state=TrialState.FAIL)
         self._failures[name] += 1
         self._errors[name] = error
-        study.set_user_attr(name, error)
-        study.tell(number, state=TrialState.FAIL)
+        self.release(name)
 
     def hopeless(self, name: str, losses: Mapping[int, float]) -> bool:
         """Whether a point at work should stop, by its validation losses so far."""
-        number = self._running.get(name)
-        if number is None or max(losses, default=-1) <= self._reported.get(name, -1):
+        if name not in self._running:
             return False
-        study = self._studies[self._points[name].part.name]
-        stored = study.get_trials(deepcopy=False)[number]
-        trial = optuna.trial.Trial(study, stored._trial_id)
+        if max(losses, default=-1) <= self._reported.get(name, -1):
+            return False
+        return self._patiently(self._report, name, losses)
+
+    def _report(self, name: str, losses: Mapping[int, float]) -> bool:
+        trial, stored = self._trial(name)
         told = self._reported.get(name, max(stored.intermediate_values, default=-1))
         found = False
         for step in sorted(step for step in losses if step > told):
@@ -187,20 +221,17 @@ class Trials:
             found = found or trial.should_prune()
         return found
 
-    def prune(self, name: str) -> None:
+    def prune(self, name: str, trained: Mapping[str, Any]) -> None:
         """Records that a point was stopped for its losses."""
-        study = self._studies[self._points[name].part.name]
-        number = self._running.pop(name)
-        stored = study.get_trials(deepcopy=False)[number]
-        trial = optuna.trial.Trial(study, stored._trial_id)
-        trial.set_user_attr("pruned_at", self._reported.pop(name))
-        study.tell(number, state=TrialState.PRUNED)
-        self._known.discard(name)
-        self._pruned.add(name)
+        self._note(name, pruned_at=self._reported.pop(name), trained=dict(trained))
+        self._tell(name, state=TrialState.PRUNED)
+        self._pruned.setdefault(name, []).append({"trained": dict(trained)})
+        self.release(name)
 
-    def pruned(self, name: str) -> bool:
-        """Whether the point was stopped for its losses."""
-        return name in self._pruned
+    def pruned(self, name: str, trained: Mapping[str, Any]) -> bool:
+        """Whether a run of that was stopped for its losses."""
+        pruned = self._pruned.get(name, [])
+        return any(_same(said, trained) for said in pruned)
 
     def attempts_left(self, name: str) -> int:
         """How often the point may still be tried."""
@@ -210,6 +241,75 @@ class Trials:
         """Why the point failed last."""
         return self._errors.get(name, "")
 
+    def _key(self, name: str) -> Key:
+        return self._studies[self._points[name].part.name].study_name, name
+
+    def _trial(self, name: str) -> tuple[optuna.trial.Trial, optuna.trial.FrozenTrial]:
+        study = self._studies[self._points[name].part.name]
+        stored = study.get_trials(deepcopy=False)[self._running[name]]
+        return optuna.trial.Trial(study, stored._trial_id), stored
+
+    def _note(self, name: str, **attributes: Any) -> None:
+        """Writes attributes, unless another launcher has ended the trial."""
+        if name not in self._running:
+            return
+        trial, stored = self._patiently(self._trial, name)
+        if not stored.state.is_finished():
+            for key, value in attributes.items():
+                self._patiently(trial.set_user_attr, key, value)
+
+    def _tell(self, name: str, **what: Any) -> None:
+        """Ends the running trial; told again after a lost answer it stays as it is."""
+        study = self._studies[self._points[name].part.name]
+        number = self._running.pop(name, None)
+        if number is not None:
+            self._patiently(study.tell, number, **what, skip_if_finished=True)
+
+    def _add(
+        self,
+        point: Point,
+        state: TrialState,
+        value: float | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        study, ranges = self._studies[point.part.name], self._axes[point.part.name]
+        trial = optuna.trial.create_trial(
+            state=state,
+            value=value,
+            params={axis: point.overrides[axis] for axis in ranges},
+            distributions=ranges,
+            user_attrs=_attributes(point) | dict(attributes),
+        )
+        try:
+            self._patiently(study.add_trial, trial)
+        except ValueError as error:
+            raise UserError(
+                f"--storage: study {study.study_name} has other axes, {error}; "
+                "choose another --workdir or --storage, or another name of the part"
+            ) from error
+
+
+def _same(said: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether a trial is of that; one of before that was noted is."""
+    return not difference(said.get("trained", trained), trained)
+
+
+def _identity(folder: pathlib.Path) -> str:
+    """The name of a sweep's folder, on whichever machine and path it is seen."""
+    path = folder / "id"
+    if not path.exists():
+        name = uuid.uuid4().hex
+        own = folder / name
+        own.write_text(name)
+        try:
+            os.link(own, path)
+        except FileExistsError:  # another launcher was quicker
+            pass
+        except OSError:  # a file system without links
+            own.replace(path)
+        own.unlink(missing_ok=True)
+    return path.read_text()
+
 
 def _pruner(part: Part) -> optuna.pruners.BasePruner:
     if part.pruning is None:
@@ -217,6 +317,11 @@ def _pruner(part: Part) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(
         min_resource=part.pruning["first"], reduction_factor=part.pruning["factor"]
     )
+
+
+def _errors(study: optuna.Study) -> dict[str, str]:
+    """Why points of a study failed last."""
+    return study.user_attrs
 
 
 def _attributes(point: Point) -> dict[str, Any]:

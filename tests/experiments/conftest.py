@@ -1,11 +1,21 @@
 """A model small enough that a run takes a few seconds."""
 
+import json
+import math
+import pathlib
+
 import pytest
 
 from experiments import config as configs
 from experiments.benchmark import peers
+from experiments.launchers import job
+from experiments.tasks import TASKS
+from experiments.trainer import loop
 from optlab import registry
-from tests.experiments.servers import cluster  # noqa: F401, a fixture of several modules
+from tests.experiments.servers import (  # noqa: F401, fixtures of several modules
+    cluster,
+    postgres,
+)
 from tests.experiments.synthetic_runs import runs  # noqa: F401, so is this
 
 SMALL = {
@@ -64,3 +74,34 @@ def given():
         own.unparse_flags()
         for name in own:
             own[name].unparse()
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Stands for the training: writes the result that `outcome` gives for a rate."""
+    calls = []
+
+    def make(outcome):
+        def train(config, workdir, *, overrides):
+            del overrides
+            rate = config.optimizer.learning_rate
+            calls.append(rate)
+            loss = outcome(rate)
+            result = {
+                "val_loss": loss if math.isfinite(loss) else None,
+                "reason": "completed" if math.isfinite(loss) else "diverged",
+                "steps": 10,
+                "total_seconds": 5.0,
+            }
+            folder = pathlib.Path(workdir)
+            folder.mkdir(exist_ok=True)
+            task = TASKS[config.task.name](config)
+            settings = {"config": config.to_dict(), "data_digest": task.digest}
+            (folder / "config.json").write_text(json.dumps(settings))
+            (folder / "result.json").write_text(json.dumps(result))
+            return job.FINISHED[result["reason"]]
+
+        monkeypatch.setattr(loop, "train", train)
+        return calls
+
+    return make

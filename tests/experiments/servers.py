@@ -1,8 +1,10 @@
 """Servers of this machine that a test starts for itself."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import pwd
 import shutil
 import socket
 import subprocess
@@ -113,3 +115,58 @@ def cluster(monkeypatch):
         # Steps would wait for good for a controller that has gone.
         subprocess.run(["scancel", "--user=root"], check=True)
         eventually(idle)
+
+
+class Postgres:
+    """A server of Debian's PostgreSQL.
+
+    Attributes:
+      url: what it is called by.
+    """
+
+    def __init__(self, folder, binaries):
+        self._folder, self._binaries = folder, binaries
+        self._user, self._port = pwd.getpwuid(os.getuid()).pw_name, free_port()
+        self._become = []
+        if self._user == "root":  # as which it refuses to run
+            self._user = "postgres"
+            self._become = ["setpriv", "--reuid=postgres", "--clear-groups"]
+            shutil.chown(folder, "postgres")
+        self.url = f"postgresql://{self._user}@127.0.0.1:{self._port}/postgres"
+        options = ("-A", "trust", "-U", self._user, "--no-sync")
+        self._call("initdb", "-D", folder / "data", *options)
+
+    def control(self, *words):
+        """Calls pg_ctl."""
+        self._call("pg_ctl", "-w", "-D", self._folder / "data", *words)
+
+    def start(self):
+        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -k {self._folder} -F"
+        self.control("-l", self._folder / "log", "-o", options, "start")
+
+    def stop(self):
+        self.control("-m", "immediate", "stop")
+
+    def _call(self, program, *words):
+        subprocess.run(
+            [*self._become, str(self._binaries / program), *map(str, words)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
+
+
+@pytest.fixture
+def postgres():
+    """A server, started for the test."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    if not found:
+        pytest.skip("needs PostgreSQL (make system-deps)")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="sweep-postgres-"))
+    try:
+        server = Postgres(folder, pathlib.Path(found[-1]).parent)
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ import submitit
 from experiments import config as configs
 from experiments import points, sweep
 from experiments.launchers import LAUNCHERS, Inline, job, slurm
+from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from experiments.trainer import loop
 
@@ -45,8 +46,9 @@ def opened(path, workdir, *, anew=False):
     """A sweep with the inline launcher."""
     wanted = points.load(path)
     workdir.mkdir(exist_ok=True)
-    storage = f"sqlite:///{workdir}/optuna.db"
-    trials = Trials(storage, "swept", wanted, attempts=sweep.ATTEMPTS, anew=anew)
+    storage = Storage(of_file(workdir / "optuna.db"))
+    options = {"attempts": sweep.ATTEMPTS, "anew": anew}
+    trials = Trials(storage, "swept", wanted, workdir, **options)
     return sweep.Sweep(wanted, workdir, trials, Inline(1, workdir, {}))
 
 
@@ -56,34 +58,6 @@ def recorded(workdir):
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
     return [(t.state.name, t.user_attrs["point"], t.value) for t in study.trials]
-
-
-@pytest.fixture
-def stub(monkeypatch):
-    """Stands for the training: writes the result that `outcome` gives for a rate."""
-    calls = []
-
-    def make(outcome):
-        def train(config, workdir, *, overrides):
-            del overrides
-            rate = config.optimizer.learning_rate
-            calls.append(rate)
-            loss = outcome(rate)
-            result = {
-                "val_loss": loss if math.isfinite(loss) else None,
-                "reason": "completed" if math.isfinite(loss) else "diverged",
-                "steps": 10,
-                "total_seconds": 5.0,
-            }
-            folder = pathlib.Path(workdir)
-            folder.mkdir(exist_ok=True)
-            (folder / "result.json").write_text(json.dumps(result))
-            return job.FINISHED[result["reason"]]
-
-        monkeypatch.setattr(loop, "train", train)
-        return calls
-
-    return make
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -274,6 +248,11 @@ def test_finished_points_are_skipped_and_all_is_recorded(tmp_path, stub, capsys)
     path = written(tmp_path, {"axes": {RATE: [0.01, 0.1, 0.002]}})
     assert opened(path, tmp_path / "w").run() == 0
     assert calls[3:] == [0.01, 0.002]
+    done = recorded(tmp_path / "w")
+    assert [(state, value) for state, _, value in done[3:]] == [
+        ("COMPLETE", 0.01),
+        ("COMPLETE", 0.002),
+    ]
     # Another storage learns what has been done.
     (tmp_path / "w" / "optuna.db").unlink()
     assert opened(path, tmp_path / "w").run() == 0
@@ -316,31 +295,21 @@ def test_a_failing_point_is_tried_twice_more_and_reported(tmp_path, stub, capsys
     assert len(calls) == 5
 
 
-def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_sweep_and_it_goes_on(tmp_path, stub, number):
     path = written(tmp_path, {"axes": {RATE: [0.001, 0.01, 0.1]}})
 
     def outcome(rate):
         if rate == 0.01 and len(calls) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return rate
 
     calls = stub(outcome)
-    assert opened(path, tmp_path / "w").run() == 130
+    assert opened(path, tmp_path / "w").run() == 128 + number
     assert calls == [0.001, 0.01]
     assert opened(path, tmp_path / "w").run() == 0
     assert calls == [0.001, 0.01, 0.1]
     assert [state for state, _, _ in recorded(tmp_path / "w")] == ["COMPLETE"] * 3
-
-
-def test_two_launchers_do_not_share_a_workdir(tmp_path):
-    held = sweep._locked(tmp_path / "w")
-    with (
-        held,
-        pytest.raises(configs.UserError, match="in use by another sweep") as caught,
-        sweep._locked(tmp_path / "w"),
-    ):
-        pass
-    assert caught.value.status == 4
 
 
 def test_a_slurm_job_that_left_the_queue_has_failed(tmp_path, monkeypatch):
@@ -351,7 +320,7 @@ def test_a_slurm_job_that_left_the_queue_has_failed(tmp_path, monkeypatch):
         job_id = "7_0"
         paths = Paths
 
-    listed = ["7_0\n7_1\n"]
+    listed = ["7_0 PENDING\n7_1 RUNNING\n"]
     answer = subprocess.CompletedProcess([], 0)
 
     def squeue(*arguments, **options):
@@ -363,7 +332,11 @@ def test_a_slurm_job_that_left_the_queue_has_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUERIES", -1)
     one = slurm.SlurmJob(Submitted, tmp_path, slurm.Queue())
     assert one.status() is None
-    listed[0] = "7_1\n"
+    assert not one.at_work()
+    listed[0] = "7_0 RUNNING\n7_1 RUNNING\n"
+    assert one.status() is None
+    assert one.at_work()
+    listed[0] = "7_1 RUNNING\n"
     assert one.status() == 1
     answer.returncode = 1  # no answer says nothing
     assert one.status() is None

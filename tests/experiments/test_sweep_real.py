@@ -7,25 +7,25 @@ killed; `test_sweep_trains.py` has the training itself.
 
 import collections
 import contextlib
-import glob
+import functools
 import http.client
 import json
 import os
 import pathlib
-import pwd
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import optuna
 import pytest
 
 from experiments import points, sweep
+from experiments.data import digits
 from experiments.launchers import LAUNCHERS, local
+from experiments.launchers.running import Sweep
+from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from tests.experiments.servers import eventually, free_port
 
@@ -55,15 +55,13 @@ os.replace(folder / "result.tmp", folder / "result.json")
 """
 # The command itself, with that instead of `experiments.train`.
 LAUNCHER = """
-import sys
 from experiments import command, sweep
-from experiments.launchers import local
+from experiments.launchers import claims, local
+from tests.experiments.test_sweep_real import quick
 
-def words(point, folder):
-    rate = str(point.config.optimizer.learning_rate)
-    return [sys.executable, "-S", {worker!r}, str(folder / point.name), rate]
-
-local.command = words
+local.command = quick({worker!r})
+claims.SECONDS_BETWEEN_BEATS = 0.5
+claims.SECONDS_TO_STALE = 4.0
 command.run(sweep.main, sweep._FLAGS)
 """
 
@@ -80,30 +78,43 @@ def rates(count):
     return {RATE: [round(1e-3 * 1.1**i, 7) for i in range(count)]}
 
 
-def quick(folder, seconds=0.1):
-    """The words that work on a point, at so much a step, for a launcher in here."""
-    script = folder / "worker.py"
-    script.write_text(WORKER.replace("sleep(0.1)", f"sleep({seconds})"))
+@functools.cache
+def digest():
+    return digits.load().digest
+
+
+def script(folder, seconds=0.1):
+    """The worker's file, at so much a step."""
+    path = folder / "worker.py"
+    path.write_text(WORKER.replace("sleep(0.1)", f"sleep({seconds})"))
+    return str(path)
+
+
+def quick(worker):
+    """The words that work on a point, for a launcher in here."""
 
     def words(point, workdir):
+        folder = workdir / point.name
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"config": point.config.to_dict(), "data_digest": digest()}
+        (folder / "config.json").write_text(json.dumps(settings))
         rate = str(point.config.optimizer.learning_rate)
-        return [sys.executable, "-S", str(script), str(workdir / point.name), rate]
+        return [sys.executable, "-S", worker, str(folder), rate]
 
     return words
 
 
-def opened(path, workdir, launcher="local", storage=None, **options):
+def opened(path, workdir, storage=None, hang_seconds=None, **options):
     wanted = points.load(path)
     workdir.mkdir(exist_ok=True)
     trials = Trials(
-        storage or f"sqlite:///{workdir}/optuna.db",
-        "swept",
-        wanted,
+        Storage(storage or of_file(workdir / "optuna.db")),
+        *("swept", wanted, workdir),
         attempts=options.pop("attempts", sweep.ATTEMPTS),
         anew=False,
     )
-    started = LAUNCHERS[launcher](2, workdir, options)
-    return sweep.Sweep(wanted, workdir, trials, started)
+    started = LAUNCHERS["local"](2, workdir, options)
+    return Sweep(wanted, workdir, trials, started, hang_seconds)
 
 
 def recorded(storage):
@@ -129,15 +140,19 @@ def processes(word):
     return [pid for pid in found if pid != os.getpid()]
 
 
+def command(folder, path, workdir, *flags):
+    """The words of a launcher in a process, and its environment."""
+    launcher = folder / "launcher.py"
+    launcher.write_text(LAUNCHER.format(worker=script(folder)))
+    words = [sys.executable, str(launcher), f"--sweep={path}", f"--workdir={workdir}"]
+    words += ["--launcher=local", "--workers=2", *flags]
+    return words, os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+
+
 def test_forty_points_two_workers_killed_again_and_again(tmp_path):
     path = written(tmp_path, axes=rates(40))
-    (tmp_path / "worker.py").write_text(WORKER)
-    script = tmp_path / "launcher.py"
-    script.write_text(LAUNCHER.format(worker=str(tmp_path / "worker.py")))
     workdir = tmp_path / "w"
-    words = [sys.executable, str(script), f"--sweep={path}", f"--workdir={workdir}"]
-    words += ["--launcher=local", "--workers=2"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    words, environment = command(tmp_path, path, workdir)
     completed = workdir / "completed"
 
     def ended():
@@ -148,7 +163,7 @@ def test_forty_points_two_workers_killed_again_and_again(tmp_path):
         launcher = subprocess.Popen(
             words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        eventually(lambda goal=goal: ended() >= goal)
+        eventually(lambda goal=goal: ended() >= goal, seconds=240)
         workers = eventually(lambda: processes(f"{workdir}/"))
         victims = [launcher.pid, *generator.sample(workers, len(workers) // 2 + 1)]
         generator.shuffle(victims)  # the launcher before its workers, or after
@@ -176,7 +191,7 @@ def test_forty_points_two_workers_killed_again_and_again(tmp_path):
 
 def test_pruning_stops_what_is_worse_and_remembers(tmp_path, monkeypatch, capsys):
     # Slow enough for the launcher to look before the end, on a busy machine too.
-    monkeypatch.setattr(local, "command", quick(tmp_path, seconds=0.5))
+    monkeypatch.setattr(local, "command", quick(script(tmp_path, 0.5)))
     workdir, path = (
         tmp_path / "w",
         written(tmp_path, axes=rates(8), pruning={"first": 2, "factor": 2}),
@@ -256,51 +271,20 @@ def test_a_worker_that_the_kernel_kills_has_failed(
     assert greedy(tmp_path, monkeypatch, capsys, before) == "killed by SIGKILL"
 
 
-@pytest.fixture
-def postgres():
-    """The URL of a server of Debian's, started for the test."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
-    if not found:
-        pytest.skip("needs PostgreSQL (make system-deps)")
-    binaries = pathlib.Path(found[-1]).parent
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="sweep-postgres-"))
-    user, port = pwd.getpwuid(os.getuid()).pw_name, free_port()
-    become = []
-    if user == "root":  # as which it refuses to run
-        user, become = "postgres", ["setpriv", "--reuid=postgres", "--clear-groups"]
-        shutil.chown(folder, "postgres")
-
-    def call(*words):
-        subprocess.run(
-            [*become, *map(str, words)], check=True, stdout=subprocess.DEVNULL, cwd="/"
-        )
-
-    data = folder / "data"
-    try:
-        call(binaries / "initdb", "-D", data, "-A", "trust", "-U", user, "--no-sync")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -F"
-        control = (binaries / "pg_ctl", "-w", "-D", data)
-        call(*control, "-l", folder / "log", "-o", options, "start")
-        yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
-        call(*control, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def test_postgres_holds_the_trials(tmp_path, monkeypatch, postgres):
-    monkeypatch.setattr(local, "command", quick(tmp_path))
+    monkeypatch.setattr(local, "command", quick(script(tmp_path)))
     path = written(tmp_path, axes=rates(4))
-    assert opened(path, tmp_path / "w", storage=postgres).run() == 0
-    trials = recorded(postgres)
+    assert opened(path, tmp_path / "w", storage=postgres.url).run() == 0
+    trials = recorded(postgres.url)
     assert [(s, v) for s, _, v in trials] == [("COMPLETE", r) for r in rates(4)[RATE]]
     # Again there is nothing to do; another machine's folder learns nothing by itself.
-    assert opened(path, tmp_path / "w", storage=postgres).run() == 0
-    assert recorded(postgres) == trials
+    assert opened(path, tmp_path / "w", storage=postgres.url).run() == 0
+    assert recorded(postgres.url) == trials
     assert not (tmp_path / "w" / "optuna.db").exists()
 
 
 def test_the_dashboard_shows_the_sweep(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "command", quick(tmp_path))
+    monkeypatch.setattr(local, "command", quick(script(tmp_path)))
     workdir = tmp_path / "w"
     assert opened(written(tmp_path, axes=rates(2)), workdir).run() == 0
     port = free_port()

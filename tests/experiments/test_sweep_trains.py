@@ -10,9 +10,11 @@ import sys
 
 import optuna
 
-from experiments import points, sweep
+from experiments import points
 from experiments.launchers import LAUNCHERS, job, slurm
 from experiments.launchers.board import last_record
+from experiments.launchers.running import Sweep
+from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from tests.experiments.servers import eventually
 
@@ -132,10 +134,11 @@ def test_slurm_requeues_a_training_that_goes_on(tmp_path, monkeypatch, cluster):
     workdir = tmp_path / "w"
     workdir.mkdir()
     wanted = points.load(written(tmp_path, axes={RATE: [0.001, 0.003]}))
-    storage = f"sqlite:///{workdir}/optuna.db"
-    trials = Trials(storage, "swept", wanted, attempts=1, anew=False)
+    storage = of_file(workdir / "optuna.db")
+    options = {"attempts": 1, "anew": False}
+    trials = Trials(Storage(storage), "swept", wanted, workdir, **options)
     launcher = LAUNCHERS["slurm"](2, workdir, {"time": 5})
-    current = sweep.Sweep(wanted, workdir, trials, launcher)
+    current = Sweep(wanted, workdir, trials, launcher)
     look, requeued = current._look, {}
 
     def look_and_requeue():
