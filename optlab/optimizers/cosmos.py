@@ -239,7 +239,7 @@ def cosmos(
     Example:
       >>> import jax.numpy as jnp, optax, optlab
       >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
-      >>> tx = optlab.cosmos(2e-2, rank=2, weight_decay=0.1)
+      >>> tx = optlab.cosmos(2e-3, rank=2, weight_decay=0.1)
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
       >>> params = optax.apply_updates(params, updates)
