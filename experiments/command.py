@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
@@ -94,9 +95,9 @@ def leave(error: configs.UserError):
     line = f"error: {error}\n"
     if _screen:
         screen, nowhere = _screen
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
         os.dup2(nowhere, 2)
+        # Another thread may have left half a line there.
+        line = "\n" * (threading.active_count() > 1) + line
         with contextlib.suppress(OSError):
             os.write(screen, line.encode(errors="backslashreplace"))
     else:

@@ -73,6 +73,12 @@ class _Shards:
             sha256 = self._hash.hexdigest()
             self.written[name] = {"tokens": self._size, "sha256": sha256}
 
+    def abandon(self) -> None:
+        """Closes a file that an error has left open; what it holds is of no use."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
 
 @contextlib.contextmanager
 def _named(path: str | pathlib.Path) -> Iterator[None]:
@@ -183,6 +189,14 @@ def _signals_raise() -> Iterator[None]:
 
 def _write_splits(folder, pieces, tokenizer, shard_tokens, source) -> dict[str, dict]:
     splits = {name: _Shards(folder, name, shard_tokens) for name in ("train", "val")}
+    try:
+        return _fill(splits, pieces, tokenizer, source)
+    finally:
+        for split in splits.values():
+            split.abandon()
+
+
+def _fill(splits, pieces, tokenizer, source) -> dict[str, dict]:
     end = np.array([tokenizer.end], np.uint16)
     remaining = iter(pieces)
     while batch := list(itertools.islice(remaining, _ENCODED_AT_ONCE)):

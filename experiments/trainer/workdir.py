@@ -127,7 +127,7 @@ class Workdir:
                     f"--workdir: {path} is a link to {os.readlink(path)}, which is "
                     "not there; mount or make it, or remove the link"
                 )
-            if overwrite and path.is_dir() and os.listdir(path):
+            if overwrite and path.is_dir() and not _is_empty_folder(path):
                 raise UserError(
                     f"--workdir: {path} is a link to {os.readlink(path)}, and "
                     "--overwrite removes nothing there; empty it, or remove the link"
@@ -156,8 +156,10 @@ class Workdir:
     def _previous_result(self) -> dict[str, Any] | None:
         """The result of a completed run of the same config, None where work is left."""
         choose = "choose another folder or pass --overwrite"
-        # A log alone is of a start that came to nothing.
-        left = [x for x in _FILES if x != "log.txt" and self._holds(x)]
+        # A log alone is of a start that came to nothing; a link to an empty folder is
+        # kept, and may be made before a run.
+        names = [name for name in _FILES if name != "log.txt" and self._holds(name)]
+        left = [x for x in names if not _is_empty_folder(self.path / x)]
         if not left:
             return None
         recorded = self._read("config.json", "put the run's own there")
@@ -251,6 +253,13 @@ class Workdir:
         temporary = self.path / f"{name}.new"
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.replace(self.path / name)
+
+
+def _is_empty_folder(path: pathlib.Path) -> bool:
+    try:
+        return path.is_dir() and not os.listdir(path)
+    except OSError as error:
+        raise said(error, path) from error
 
 
 def _is_config(found: Any) -> bool:
