@@ -131,6 +131,7 @@ def descend(
     """
     checks.rate(learning_rate=learning_rate)
     checks.decay(weight_decay=weight_decay)
+    as_rule(roles)  # what is no rule is refused now
     mask = decay_mask(weight_decay_mask, roles)
     return in_state_dtype(
         optax.chain(

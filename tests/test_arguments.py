@@ -16,6 +16,7 @@ from tests.conformance import extras
 PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
 ROOM_FOR_NONE = {
     "adam_weight_decay",
+    "consistent_rms",
     "distribute",
     "embedding_scale",
     "mu_dtype",

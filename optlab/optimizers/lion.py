@@ -27,7 +27,6 @@ from optlab.options import (
     LeafOptions,
     Number,
     Rate,
-    StateOptions,
     pick,
     takes,
 )
@@ -72,5 +71,7 @@ def lion(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
-    direction = scale_by_lion(b1, b2, **pick(StateOptions, options))
+    mu_dtype = options.get("mu_dtype")
+    checks.dtype(mu_dtype=mu_dtype)
+    direction = scale_by_lion(b1, b2, mu_dtype=mu_dtype)
     return descend(direction, learning_rate, **pick(DecayOptions, options))

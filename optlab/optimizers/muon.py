@@ -54,6 +54,7 @@ from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.coefficients.fit import NORMALIZATIONS
 from optlab.matrices.coefficients.presets import (
     PRESETS,
+    check_coefficients,
     fit_coefficients,
     resolve_coefficients,
 )
@@ -128,14 +129,17 @@ def scale_by_muon(
     checks.non_negative(eps=eps)
     checks.newton_schulz_steps(ns_steps=ns_steps)
     checks.boolean(nesterov=nesterov)
-    checks.dtype(ns_dtype=ns_dtype)
+    checks.static(ns_steps=ns_steps)
+    checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
     checks.distribution(distribute)
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
-    checks.positive(consistent_rms=consistent_rms)
-    named = isinstance(ns_coeffs, str)
-    if named:
+    if consistent_rms is not None:
+        checks.positive(consistent_rms=consistent_rms)
+    if isinstance(ns_coeffs, str):
         checks.one_of((*PRESETS, "fitted"), ns_coeffs=ns_coeffs)
-    fitted = named and ns_coeffs == "fitted"
+    fitted = isinstance(ns_coeffs, str) and ns_coeffs == "fitted"
+    if not fitted:
+        check_coefficients(ns_coeffs, ns_steps)
     rule = as_rule(roles)
     step = partial(
         _orthogonal,

@@ -46,8 +46,8 @@ from optlab.leaves import over_leaves
 from optlab.matrices import linalg
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.coefficients.presets import (
+    check_coefficients,
     fit_coefficients,
-    resolve_coefficients,
 )
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
@@ -109,10 +109,7 @@ def _check_coefficients(ns_coeffs: ShapeCoefficients, steps: int) -> None:
     if not given:
         raise ValueError("ns_coeffs must have a shape, got an empty dictionary")
     for coeffs in given:
-        try:
-            resolve_coefficients(coeffs, steps)
-        except ValueError as error:
-            raise ValueError(f"ns_coeffs: {error}") from None
+        check_coefficients(coeffs, steps)
 
 
 def scale_by_root(

@@ -44,6 +44,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,6 +117,14 @@ def resolve_coefficients(
     if not np.isfinite(table).all():
         raise ValueError(f"coeffs must be finite, got {coeffs!r}")
     return _triples(np.broadcast_to(table, (steps, 3)))
+
+
+def check_coefficients(coeffs: Any, steps: int) -> None:
+    """Raises `ValueError` for what `resolve_coefficients` refuses, as `ns_coeffs`."""
+    try:
+        resolve_coefficients(coeffs, steps)
+    except ValueError as error:
+        raise ValueError(f"ns_coeffs: {error}") from None
 
 
 def fit_coefficients(
