@@ -1,6 +1,6 @@
 """How a transform becomes an optimizer: roles, decay, rates and state precision."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import optax
 
 from optlab import checks
 from optlab.roles import as_rule, leaf_name, tree_groups
+from optlab.state import check_fit
 
 
 def state_dtype(x: Any, dtype: Any = None) -> Any:
@@ -50,11 +51,26 @@ def in_state_dtype(
         return inner.init(to_state_dtype(params))
 
     def update_fn(updates, state, params=None, **extra):
+        check_fit(init_fn, updates, state)
         wide = None if params is None else to_state_dtype(params)
         new, state = inner.update(to_state_dtype(updates), state, wide, **extra)
         return cast_like(new, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def partition(
+    transforms: Mapping[str, optax.GradientTransformation],
+    labels: Callable[[Any], Any],
+) -> optax.GradientTransformationExtraArgs:
+    """`optax.partition` that masks extra arguments too, over states that fit."""
+    tx = optax.partition(dict(transforms), labels, mask_compatible_extra_args=True)
+
+    def update_fn(updates, state, params=None, **extra):
+        check_fit(tx.init, updates, state)
+        return tx.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
 
 
 def by_role(
@@ -88,9 +104,7 @@ def by_role(
             tree_groups(params, rule),
         )
 
-    return optax.partition(
-        {"matrix": matrices, "adam": others}, labels, mask_compatible_extra_args=True
-    )
+    return partition({"matrix": matrices, "adam": others}, labels)
 
 
 def descend(

@@ -24,7 +24,7 @@ from typing import Any
 
 import optax
 
-from optlab.compose import descend
+from optlab.compose import descend, partition
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import DualNorm
 from optlab.optimizers.lmo import scale_by_lmo
@@ -159,12 +159,11 @@ def lanton(
     def labels(params):
         return tree_groups(params, rule)
 
-    return optax.partition(
+    return partition(
         {
             "matrix": group(learning_rate),
             "embedding": group(embedding_learning_rate),
             "vector": group(vector_learning_rate),
         },
         labels,
-        mask_compatible_extra_args=True,
     )
