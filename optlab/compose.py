@@ -60,11 +60,11 @@ def in_state_dtype(
 
 
 def partition(
-    transforms: Mapping[str, optax.GradientTransformation],
+    transforms: Mapping[Any, optax.GradientTransformation],
     labels: Callable[[Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
     """`optax.partition` that masks extra arguments too, over states that fit."""
-    tx = optax.partition(dict(transforms), labels, mask_compatible_extra_args=True)
+    tx = optax.partition(transforms, labels, mask_compatible_extra_args=True)
 
     def update_fn(updates, state, params=None, **extra):
         check_fit(tx.init, updates, state)

@@ -9,7 +9,7 @@ import optlab
 ROOT = pathlib.Path(optlab.__file__).parent
 # Each may import those of earlier lines, and those before it on its own line.
 ORDER = [
-    "checks schedules gradients",
+    "checks schedules gradients inject",
     "roles",
     "state matrices describe compose",
     "sharding wrappers",
@@ -21,6 +21,7 @@ ORDER = [
 INSIDE = {
     "matrices": "coefficients linalg orthogonalize buckets norms",
     "coefficients": "quintics fit presets",
+    "roles": "kinds names default trees",
     "sharding": "distribution layouts",
 }
 ROOMS = " ".join(ORDER).split()

@@ -56,7 +56,7 @@ def muon(
     adam_b1: Any = 0.9,
     adam_b2: Any = 0.95,
     adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = None,
+    adam_weight_decay: optax.ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """optax's Muon behind our roles, with an update RMS of 0.2 like Moonlight's.

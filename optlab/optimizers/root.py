@@ -165,7 +165,7 @@ def root(
     adam_b1: Any = 0.9,
     adam_b2: Any = 0.95,
     adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = None,
+    adam_weight_decay: optax.ScalarOrSchedule | None = None,
     mu_dtype: Any = None,
     distribute: Distribute | None = None,
 ) -> optax.GradientTransformationExtraArgs:
