@@ -107,6 +107,14 @@ def by_role(
     return partition({"matrix": matrices, "adam": others}, labels)
 
 
+def scale_by_adam(
+    b1: Any, b2: Any, eps: Any, mu_dtype: Any = None
+) -> optax.GradientTransformation:
+    """optax's, whose derivative is finite at a second moment of zero too."""
+    least = float(jnp.finfo(jnp.float32).tiny)  # Too little to change a step.
+    return optax.scale_by_adam(b1, b2, eps, eps_root=least, mu_dtype=mu_dtype)
+
+
 def descend(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
@@ -155,7 +163,7 @@ def matrix_optimizer(
     adam_eps: Any,
     adam_weight_decay: Any,
     mu_dtype: Any,
-    adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
+    adam: Callable[..., optax.GradientTransformation] = scale_by_adam,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
 

@@ -64,19 +64,23 @@ def inject_hyperparams(
     return injected
 
 
+def takes_array(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is by its signature a number that may be an array."""
+    if parameter.annotation in _PLAIN:
+        return False
+    return parameter.default is parameter.empty or isinstance(parameter.default, float)
+
+
 def _is_injected(parameter: inspect.Parameter, value: Any) -> bool:
     """Whether a value that was given for an argument is a number for the state."""
-    if parameter.annotation in _PLAIN or isinstance(value, bool):
+    if isinstance(value, bool):
         return False
-    if isinstance(value, numbers.Real | jax.Array | np.ndarray):
-        # Integers by default are sizes and counts, whatever is written beside them.
-        return not isinstance(parameter.default, int)
-    if not callable(value):
+    number = isinstance(value, numbers.Real | jax.Array | np.ndarray)
+    if not number and not callable(value):
         return False
-    number = parameter.default is parameter.empty or isinstance(
-        parameter.default, float
-    )
-    return number or _takes_schedules(parameter.annotation)
+    if takes_array(parameter) or _takes_schedules(parameter.annotation):
+        return True
+    return number and parameter.default is None and parameter.annotation not in _PLAIN
 
 
 def _takes_schedules(annotation: Any) -> bool:

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from optlab import checks
-from optlab.compose import descend, matrix_optimizer
+from optlab.compose import descend, matrix_optimizer, scale_by_adam
 from optlab.matrices.buckets import check_layout
 from optlab.roles import as_rule, tree_roles, tree_views
 
@@ -25,7 +25,7 @@ def adamw(
     """optax's AdamW with state of at least float32."""
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
-    direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+    direction = scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
     return descend(direction, learning_rate, weight_decay, weight_decay_mask)
 
 

@@ -53,6 +53,7 @@ from optlab.matrices.linalg import (
     frobenius_norm,
     leading_left_singular_vectors,
     matmul,
+    safe_sqrt,
     subspace_step,
 )
 from optlab.matrices.orthogonalize import orthogonalize
@@ -102,7 +103,7 @@ def _directions(
 
     inside = matmul(new_basis.mT, x)
     correction = jnp.sqrt(bias_correction(b2, t, x.dtype))
-    adapted = matmul(new_basis, inside / (jnp.sqrt(nu) / correction + eps))
+    adapted = matmul(new_basis, inside / (safe_sqrt(nu) / correction + eps))
     rest = x - matmul(new_basis, inside)
     rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
     ortho = _unit_rms(orthogonalize(rest, steps=ns_steps, dtype=ns_dtype), eps)

@@ -51,6 +51,7 @@ from optlab.compose import (
     state_dtype,
     zero_state,
 )
+from optlab.matrices.linalg import safe_sqrt
 from optlab.roles import Matrix, View, as_rule
 from optlab.wrappers.spikes import (
     check_clipping,
@@ -182,7 +183,7 @@ def scale_by_spam(
                 scale *= restart_warmup(
                     t, position, reset_interval, warmup_steps, g.dtype
                 )
-            return scale * (m / (jnp.sqrt(v) + eps)), m, v
+            return scale * (m / (safe_sqrt(v) + eps)), m, v
 
         def step_leaf(i, path, g, m, v):
             view, wide = sparse_view(path, g), g.astype(state_dtype(g))
