@@ -1,20 +1,24 @@
 """How a transform becomes an optimizer: roles, decay, rates and state precision."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab import checks
-from optlab.roles import as_rule, leaf_name, tree_groups
-from optlab.state import check_fit
+from optlab.dtypes import at_least_float32
+from optlab.leaves import over_leaves
+from optlab.roles import VECTOR, as_rule, leaf_name, tree_groups
+from optlab.state import say
 
 
 def state_dtype(x: Any, dtype: Any = None) -> Any:
     """The dtype of state for a parameter: its own, and at least float32."""
-    return jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype
+    return at_least_float32(x.dtype) if dtype is None else dtype
 
 
 def to_state_dtype(tree: Any, dtype: Any = None) -> Any:
@@ -51,26 +55,20 @@ def in_state_dtype(
         return inner.init(to_state_dtype(params))
 
     def update_fn(updates, state, params=None, **extra):
-        check_fit(init_fn, updates, state)
         wide = None if params is None else to_state_dtype(params)
         new, state = inner.update(to_state_dtype(updates), state, wide, **extra)
         return cast_like(new, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn)
 
 
 def partition(
-    transforms: Mapping[Any, optax.GradientTransformation],
+    transforms: Mapping[Hashable, optax.GradientTransformation],
     labels: Callable[[Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
-    """`optax.partition` that masks extra arguments too, over states that fit."""
+    """`optax.partition` that masks extra arguments too, over ordinary leaves alone."""
     tx = optax.partition(transforms, labels, mask_compatible_extra_args=True)
-
-    def update_fn(updates, state, params=None, **extra):
-        check_fit(tx.init, updates, state)
-        return tx.update(updates, state, params, **extra)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update_fn)
+    return over_leaves(tx.init, tx.update)
 
 
 def by_role(
@@ -117,29 +115,103 @@ def scale_by_adam(
 
 def descend(
     direction: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule | None,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
+    *,
+    decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """`-lr (direction + weight_decay p)`, the end of every alias.
 
-    All of it in the state's precision, with one cast to the gradients' dtype.
+    All of it in the state's precision, with one cast to the gradients' dtype. A rate
+    of None means no scaling, and so no change of the sign, as everywhere in optax.
+
+    Args:
+      direction: the transform, without a rate.
+      learning_rate: a number, a schedule or None.
+      weight_decay: a number or a schedule. Where it is the plain number 0, `update`
+        needs no parameters.
+      weight_decay_mask: which leaves decay, see :func:`matrix_optimizer`.
+      roles: what "matrices" goes by.
+      decay_start: the first call, from 0, that decays.
     """
-    checks.non_negative(weight_decay=weight_decay, learning_rate=learning_rate)
+    checks.rate(learning_rate=learning_rate)
+    checks.decay(weight_decay=weight_decay)
+    mask = decay_mask(weight_decay_mask, roles)
     return in_state_dtype(
         optax.chain(
             direction,
-            optax.add_decayed_weights(weight_decay, _callable_mask(weight_decay_mask)),
+            _add_decay(weight_decay, mask, decay_start),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
 
 
-def _callable_mask(mask: Any) -> Any:
-    """A tree of booleans as a function, which also serves parts of the tree."""
+def _add_decay(
+    weight_decay: Any, mask: Any, start: int
+) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights` that says so, and asks for no parameters at 0."""
+    is_plain = not (callable(weight_decay) or isinstance(weight_decay, jax.Array))
+    is_zero = is_plain and weight_decay == 0
+
+    def from_start(count):
+        value: Any = weight_decay(count) if callable(weight_decay) else weight_decay
+        return jnp.where(count < start, 0.0, value)
+
+    weights: Any = from_start if start else weight_decay
+    inner = optax.add_decayed_weights(weights)
+
+    def init_fn(params):
+        say("decay", params, weight_decay)
+        return inner.init(params)
+
+    def update_fn(updates, state, params=None):
+        if is_zero:  # What there is of a state is a count.
+            return updates, jax.tree.map(optax.safe_increment, state)
+        if params is None:
+            raise ValueError("params: weight decay needs update(grads, state, params)")
+        return inner.update(updates, state, params)
+
+    tx = optax.GradientTransformation(init_fn, update_fn)
+    if mask is None:
+        return tx
+    tx = optax.masked(tx, mask)
+
+    def init_all(params):
+        say("decay", params, 0.0)  # Before those that decay have their say.
+        return tx.init(params)
+
+    return optax.GradientTransformation(init_all, tx.update)
+
+
+def decay_mask(mask: Any, roles: Any = None) -> Callable[[Any], Any] | None:
+    """What aliases take as `weight_decay_mask`, as a function or None.
+
+    Args:
+      mask: None for all leaves; "matrices" for hidden matrices and tables, but no
+        vectors; a tree of booleans, or a function of the parameters that gives one.
+      roles: what "matrices" goes by, as everywhere.
+
+    Returns:
+      A function that also serves parts of the parameters' tree.
+
+    Raises:
+      ValueError: `mask` is nothing of that.
+    """
     if mask is None or callable(mask):
         return mask
+    if isinstance(mask, str) and mask == "matrices":
+        rule = as_rule(roles)
+        return lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: rule(path, leaf) is not VECTOR, params
+        )
     entries = jax.tree_util.tree_flatten_with_path(mask)[0]
+    if not entries or not all(isinstance(x, bool | np.bool_) for _, x in entries):
+        raise ValueError(
+            "weight_decay_mask must be None, 'matrices', a tree of booleans or a "
+            f"function that gives one, got {mask!r}"
+        )
 
     def of(path, _):
         for prefix, value in entries:
@@ -164,6 +236,7 @@ def matrix_optimizer(
     adam_weight_decay: Any,
     mu_dtype: Any,
     adam: Callable[..., optax.GradientTransformation] = scale_by_adam,
+    decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
 
@@ -171,10 +244,14 @@ def matrix_optimizer(
 
     Args:
       direction: the transform of the hidden matrices, without a rate.
-      learning_rate: of the hidden matrices, a number or a schedule.
-      weight_decay: decoupled, `learning_rate * weight_decay * p` a step.
-      weight_decay_mask: tree of booleans, or function of the parameters that gives
-        one: which leaves decay. None: all.
+      learning_rate: of the hidden matrices, a number or a schedule. None: no scaling,
+        and so the direction itself, which ascends.
+      weight_decay: decoupled, `learning_rate * weight_decay * p` a step; a number or a
+        schedule. At the plain number 0 `update` needs no parameters.
+      weight_decay_mask: which leaves decay. None: all, scales and biases too, as in
+        optax and the authors' code. "matrices": hidden matrices, embeddings and heads,
+        but no vectors. Or a tree of booleans, or a function of the parameters that
+        gives one.
       roles: a rule (`optlab.default_roles(...)`), or a tree of
         `optax.contrib.MuonDimensionNumbers`. None: `default_roles()`.
       adam_learning_rate: of the other leaves. None: `learning_rate`.
@@ -197,18 +274,25 @@ def matrix_optimizer(
     """
     checks.fraction(adam_b1=adam_b1, adam_b2=adam_b2)
     checks.non_negative(adam_eps=adam_eps)
+    checks.dtype(mu_dtype=mu_dtype)
+    checks.rate(learning_rate=learning_rate)
+    checks.decay(weight_decay=weight_decay)
     if adam_learning_rate is None:
         adam_learning_rate = learning_rate
-    else:
-        checks.non_negative(adam_learning_rate=adam_learning_rate)
     if adam_weight_decay is None:
         adam_weight_decay = weight_decay
-    else:
-        checks.non_negative(adam_weight_decay=adam_weight_decay)
+    checks.rate(adam_learning_rate=adam_learning_rate)
+    checks.decay(adam_weight_decay=adam_weight_decay)
     others = adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype)
+    end = partial(
+        descend,
+        weight_decay_mask=weight_decay_mask,
+        roles=roles,
+        decay_start=decay_start,
+    )
     return by_role(
-        descend(direction, learning_rate, weight_decay, weight_decay_mask),
-        descend(others, adam_learning_rate, adam_weight_decay, weight_decay_mask),
+        end(direction, learning_rate, weight_decay),
+        end(others, adam_learning_rate, adam_weight_decay),
         roles,
     )
 

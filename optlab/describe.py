@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import optax
 
+from optlab.decay import leaf_decays
 from optlab.roles import Matrix, Rule, View, as_rule, doubts, group, leaf_name, recorded
 from optlab.state import StateLeaf, owning_parameter, state_leaves
 
@@ -19,7 +20,9 @@ class Row(NamedTuple):
       shape: its shape.
       role: "matrix 768x2048", "12 matrices 768x2048", "embedding" or "vector".
       optimizer: the transforms that keep state for it, such as "cosmos".
-      decay: whether weight decay reaches it.
+      decay: the weight of its decay, where that is a plain number; True where it is a
+        schedule or not known, False where there is none, None where `tx` did not let
+        itself be traced.
       state_bytes: bytes of that state.
     """
 
@@ -27,7 +30,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     role: str
     optimizer: str
-    decay: bool
+    decay: float | bool | None
     state_bytes: int
 
 
@@ -50,7 +53,9 @@ class Description(tuple[Row, ...]):
         cells = [("path", "shape", "role", "optimizer", "decay", "state bytes")]
         for row in self:
             size = "x".join(map(str, row.shape)) or "scalar"
-            decay = "yes" if row.decay else "no"
+            words = {True: "yes", False: "no", None: "?"}
+            number = type(row.decay) is float
+            decay = f"{row.decay:g}" if number else words[row.decay]
             state = f"{row.state_bytes:,}"
             cells.append((row.path, size, row.role, row.optimizer, decay, state))
         total = f"{sum(row.state_bytes for row in self):,}"
@@ -91,7 +96,8 @@ def describe(
         those that it works with, so the table cannot say another thing.
       rule: decides the roles of leaves that `tx` does not ask about, such as
         `optlab.default_roles()`. It may stand before `tx`.
-      decay_mask: function of the parameters to a tree of booleans. None: all decay.
+      decay_mask: function of the parameters to a tree of booleans, to put in the place
+        of what `tx` itself does.
 
     Returns:
       One row a leaf; `str()` of it is the table.
@@ -118,11 +124,12 @@ def describe(
                 f"rule: says {roles[name]} of {name!r}, and the optimizer works with "
                 f"{works}; leave the rule out"
             )
-    decays = (
-        [tx is not None] * len(leaves)
-        if decay_mask is None
-        else jax.tree.leaves(decay_mask(params))
-    )
+    if decay_mask is not None:
+        decays = [bool(x) for x in jax.tree.leaves(decay_mask(params))]
+    elif transform is None:
+        decays = [False] * len(leaves)
+    else:
+        decays = leaf_decays(transform, params)
     owners: dict[tuple[Any, ...], list[str]] = {tuple(p): [] for p, _ in leaves}
     sizes = dict.fromkeys(owners, 0)
     for path, transform_name, _, leaf in state:
@@ -137,7 +144,7 @@ def describe(
             shape=tuple(leaf.shape),
             role=_role(roles[leaf_name(path)], leaf),
             optimizer=", ".join(owners[tuple(path)]),
-            decay=bool(decay),
+            decay=decay,
             state_bytes=sizes[tuple(path)],
         )
         for (path, leaf), decay in zip(leaves, decays, strict=True)

@@ -57,7 +57,7 @@ def uba_schedule(
         end_value: rate from `total_steps` on (never reached if `phi` is 0).
         warmup_steps: steps of linear warm-up from `init_value` to the peak.
         init_value: rate at step 0 if there is a warm-up.
-        phases: how many times to repeat the fall.
+        phases: how many times to repeat the fall, at most once a step.
 
     Returns:
         The schedule, step -> rate.
@@ -72,11 +72,12 @@ def uba_schedule(
     _check_real("phi", phi, minimum=0.0)
     _check_int("phases", phases, minimum=1)
 
-    def factor(p):
-        cos2 = jnp.square(jnp.cos(0.5 * np.pi * p))
-        fall = cos2 / (cos2 + 0.5 * phi * jnp.square(jnp.sin(0.5 * np.pi * p)))
-        # cos(pi/2) rounds to 4e-8: at the end the limit is written out.
-        return jnp.where(p < 1, fall, jnp.where(jnp.equal(phi, 0), 1.0, 0.0))
+    def factor(spent, left):
+        # Both shares are exact to rounding, which 1 - p is not near the end.
+        cos2 = jnp.square(jnp.sin(0.5 * np.pi * left))
+        fall = cos2 / (cos2 + 0.5 * phi * jnp.square(jnp.sin(0.5 * np.pi * spent)))
+        # 0/0 at the end, if phi is 0: the limit is written out.
+        return jnp.where(left > 0, fall, jnp.where(jnp.equal(phi, 0), 1.0, 0.0))
 
     return _warmup_then(
         factor,
@@ -121,7 +122,7 @@ def linear_decay_schedule(
         Refinement, https://arxiv.org/abs/2310.07831.
     """
     return _warmup_then(
-        lambda p: 1.0 - p,
+        lambda spent, left: left,
         peak_value,
         total_steps,
         end_value=end_value,
@@ -196,7 +197,7 @@ def refined_schedule(
 
 
 def _warmup_then(
-    factor: Callable[[jax.Array], jax.Array],
+    factor: Callable[[jax.Array, jax.Array], jax.Array],
     peak_value: float | jax.Array,
     total_steps: int,
     *,
@@ -205,7 +206,7 @@ def _warmup_then(
     init_value: float | jax.Array,
     phases: int = 1,
 ) -> optax.Schedule:
-    """Linear warm-up, then end + (peak - end) factor(p) with p from 0 to 1."""
+    """Linear warm-up, then `end + (peak - end) factor(p, 1 - p)`, p from 0 to 1."""
     _check_real("peak_value", peak_value)
     _check_real("end_value", end_value)
     _check_real("init_value", init_value)
@@ -218,16 +219,36 @@ def _warmup_then(
         )
     # With no step left after the warm-up the fall is over as it begins.
     decay_steps = max(total_steps - warmup_steps, 1)
+    if phases > decay_steps:
+        raise ValueError(
+            f"phases must be at most {decay_steps}, the steps after the warm-up, got "
+            f"{phases}"
+        )
+    # A phase takes `decay_steps / phases` steps and starts at the first whole one: in
+    # units of `1 / phases` of a step, by so much after it is due. Python's integers.
+    starts = [-(-phase * decay_steps // phases) for phase in range(phases)]
+    late = [start * phases - i * decay_steps for i, start in enumerate(starts)]
 
     def schedule(count):
-        t = jnp.clip(jnp.asarray(count, float), 0, total_steps)
-        # The remainder is exact, so a phase starts at the peak on its very step.
-        spent = jnp.mod((t - warmup_steps) * phases, decay_steps) / decay_steps
-        p = jnp.where(t < total_steps, spent, 1.0)
-        rate = end_value + (peak_value - end_value) * factor(p)
+        # Integers stay such: float32 has no whole numbers beyond 2^24.
+        t = jnp.asarray(count)
+        whole = not jnp.issubdtype(t.dtype, jnp.floating)
+        t = jnp.clip(t.astype(jnp.int32 if whole else float), 0, total_steps)
+        since = jnp.maximum(t - warmup_steps, 0)
+        first = jnp.asarray(starts, since.dtype)
+        phase = jnp.searchsorted(first, since, side="right") - 1
+        parts = (since - first[phase]) * phases + jnp.asarray(late, t.dtype)[phase]
+        # A fractional step may lie beyond the end, before the next whole step.
+        parts = jnp.where(parts < decay_steps, parts, parts - decay_steps)
+        parts = jnp.where(t < total_steps, parts, decay_steps)
+        spent = parts.astype(float) / decay_steps
+        left = (decay_steps - parts).astype(float) / decay_steps
+        rate = end_value + (peak_value - end_value) * factor(spent, left)
         if warmup_steps == 0:
             return rate
-        rising = init_value + (peak_value - init_value) * (t / warmup_steps)
+        rising = init_value + (peak_value - init_value) * (
+            t.astype(float) / warmup_steps
+        )
         return jnp.where(t < warmup_steps, rising, rate)
 
     return schedule
@@ -235,7 +256,7 @@ def _warmup_then(
 
 def _refine(norms: np.ndarray, power: int, filter_width: float) -> np.ndarray:
     """The normalised schedule of norms of shape (T,)."""
-    width = 2 * (int(filter_width * norms.size) // 2) + 1
+    width = 2 * (share_of(filter_width, norms.size) // 2) + 1
     # The mirror on the right keeps the filter from flattening the end of the run.
     padded = np.pad(norms, (0, 2 * width), mode="reflect")
     smooth = ndimage.median_filter(padded, size=width, mode="nearest")[: norms.size]
@@ -267,12 +288,18 @@ def _read_norms(path: Path, field: str) -> np.ndarray:
     return np.interp(every_step, steps, [by_step[step] for step in steps.tolist()])
 
 
+def share_of(share: float, count: int) -> int:
+    """`floor(share count)`, also where the product is just short of an integer."""
+    return math.floor(share * count * (1 + 1e-14))
+
+
 def _check_real(name, value, minimum=-math.inf, maximum=math.inf):
     """Refuses plain numbers out of range; arrays may be traced and pass."""
     if isinstance(value, jax.Array | np.ndarray):
         return
     if not (
         isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
         and math.isfinite(value)
         and minimum <= float(value) <= maximum
     ):
@@ -282,10 +309,12 @@ def _check_real(name, value, minimum=-math.inf, maximum=math.inf):
 
 
 def _check_int(name, value, minimum):
-    """Refuses what is no integer of at least `minimum`."""
+    """Refuses what is no integer of at least `minimum`, or no count of steps."""
     if (
         not isinstance(value, numbers.Integral)
         or isinstance(value, bool)
-        or value < minimum
+        or not minimum <= value < 2**31
     ):
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer >= {minimum} and below 2^31, got {value!r}"
+        )

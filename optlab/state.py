@@ -1,11 +1,21 @@
-"""A walk over an optimizer's state: which array is whose, and who keeps it."""
+"""A walk over an optimizer's state: which array is whose, and who keeps it.
 
+And what transforms say of their parameters while the state is made: an optimizer is
+two functions, and wrappers such as `optax.chain` hide what they were made with, but
+all of them hand the parameters down to every transform's `init`.
+"""
+
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from optlab.roles import leaf_name
+
+_SAID: contextvars.ContextVar[dict[str, dict[Any, Any]] | None] = (
+    contextvars.ContextVar("said", default=None)
+)
 
 
 class StateLeaf(NamedTuple):
@@ -97,3 +107,30 @@ def check_fit(init: Callable[[Any], Any], updates: Any, state: Any) -> None:
             f"state: {owner!r}{of} does not fit the state, where {name!r} of shape "
             f"{leaf.shape} {needs}; the state was made for other shapes or other roles"
         )
+
+
+def say(subject: str, params: Any, value: Any) -> None:
+    """Tells `make_abstract_state` something about all these parameters.
+
+    For the `init` of a transform; whoever else calls that hears nothing.
+    """
+    said = _SAID.get()
+    if said is not None:
+        paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+        said.setdefault(subject, {}).update(dict.fromkeys(paths, value))
+
+
+def make_abstract_state(tx: Any, params: Any) -> tuple[Any, dict[str, dict[Any, Any]]]:
+    """The state's shapes, and what was said: by subject and path of the parameter."""
+    said: dict[str, dict[Any, Any]] = {}
+    token = _SAID.set(said)
+
+    def init(params):
+        # Not seen by jax before, which runs no function for a second time.
+        return tx.init(params)
+
+    try:
+        state = jax.eval_shape(init, params)
+    finally:
+        _SAID.reset(token)
+    return state, said

@@ -139,6 +139,22 @@ def test_degenerate_gradients_stay_finite(name, scale):
 
 
 @every_entry
+def test_a_nan_stays_in_its_layer(name):
+    tx, update = jitted(name)
+    params, state = zoo(), tx.init(zoo())
+    for seed in (1, 2):
+        grads = zoo(seed=seed)
+        for part, place in (("square", (0, 1)), ("layers", (0, 0, 1)), ("embed", 0)):
+            (leaf,) = {"kernel", "embedding"} & grads[part].keys()
+            grads[part][leaf] = grads[part][leaf].at[place].set(jnp.nan)
+        updates, state = update(grads, state, params)
+    updates["layers"]["kernel"] = updates["layers"]["kernel"][1]
+    assert np.isnan(np.asarray(updates["square"].pop("kernel"))).any()
+    updates["embed"].pop("embedding")
+    assert_finite(updates)
+
+
+@every_entry
 def test_stacked_layers_equal_separate_ones(name):
     tx = make(name)
     stacked = {"layers": {"kernel": zoo()["layers"]["kernel"]}}

@@ -9,9 +9,9 @@ import optlab
 ROOT = pathlib.Path(optlab.__file__).parent
 # Each may import those of earlier lines, and those before it on its own line.
 ORDER = [
-    "checks schedules gradients inject",
+    "dtypes checks schedules gradients inject",
     "roles",
-    "state matrices describe compose",
+    "state matrices leaves decay describe compose",
     "sharding wrappers",
     "optimizers",
     "registry inside diagnostics",

@@ -296,3 +296,42 @@ def test_refined_says_what_the_file_lacks(tmp_path):
     path = write_metrics(path, [{"step": 1, "grad_norm": None}])
     with pytest.raises(ValueError, match="line 1"):
         schedules.refined_schedule(path, 1.0)
+
+
+def test_steps_are_integers_to_the_end():
+    """Phases start on their very steps, and the last step is not lost to rounding."""
+    total, phases = 4_000_005, 15
+    uba = schedules.uba_schedule(1.0, total, phases=phases)
+    starts = np.array([total // phases * i for i in range(phases)])
+    np.testing.assert_array_equal(uba(jnp.asarray(starts)), 1.0)
+    assert uba(1_333_335) == 1.0
+    assert float(np.max(uba(jnp.asarray(starts[1:] - 1)))) < 1e-9
+    # Shares of a step, where the phases do not divide the steps.
+    uneven = schedules.uba_schedule(1.0, 10, 2.0, phases=3)
+    share = np.mod(np.arange(10) * 3, 10) / 10
+    np.testing.assert_allclose(
+        uneven(jnp.arange(10)), np.cos(np.pi * share / 2) ** 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(uneven(3.4), np.cos(np.pi * 0.01) ** 2, rtol=1e-5)
+    for total in (2**24 + 3, 2**31 - 1):
+        last = {
+            "linear": schedules.linear_decay_schedule(1.0, total)(total - 1),
+            "uba": schedules.uba_schedule(1.0, total, 2.0)(total - 1),
+        }
+        np.testing.assert_allclose(last["linear"], 1 / total, rtol=1e-6)
+        np.testing.assert_allclose(last["uba"], (np.pi / 2 / total) ** 2, rtol=1e-5)
+        warmup = schedules.linear_decay_schedule(1.0, total, warmup_steps=total - 1)
+        assert warmup(total - 1) == 1.0 and warmup(total) == 0.0
+
+
+def test_a_share_of_steps_lacks_no_rounding():
+    for percent in range(101):
+        for count in (1, 7, 50, 100, 1000, 12345, 10**6):
+            share = percent / 100
+            assert schedules.share_of(share, count) == percent * count // 100
+    assert schedules.share_of(1 / 3, 3) == 1 and schedules.share_of(0.2999, 10) == 2
+
+
+def test_more_phases_than_steps_are_refused():
+    with pytest.raises(ValueError, match="phases must be at most 8"):
+        schedules.uba_schedule(1.0, 10, warmup_steps=2, phases=9)

@@ -10,8 +10,9 @@ import ml_collections
 import optax
 
 import optlab
+from optlab.compose import decay_mask
 from optlab.matrices.buckets import Distribute
-from optlab.roles import VECTOR
+from optlab.schedules import share_of
 
 # Arguments of a factory that the runner gives, so that `optimizer.kwargs` has none.
 SUPPLIED = (
@@ -58,7 +59,7 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
       A function from the step (the first is 0) to a scalar.
     """
     steps = config.train.steps
-    warmup = int(config.schedule.warmup_fraction * steps)
+    warmup = share_of(config.schedule.warmup_fraction, steps)
     decay = SCHEDULES[config.schedule.name](steps - warmup, **config.schedule.kwargs)
 
     def schedule(step):
@@ -66,17 +67,6 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         return jnp.where(step < warmup, rising, decay(jnp.maximum(step - warmup, 0)))
 
     return schedule
-
-
-def decay_mask(roles: Callable[[tuple, Any], Any]) -> Callable[[Any], Any]:
-    """Weight decay is for matrices and embeddings; scales and biases keep theirs."""
-
-    def decays(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: roles(path, leaf) is not VECTOR, params
-        )
-
-    return decays
 
 
 def make_optimizer(
@@ -105,7 +95,7 @@ def make_optimizer(
         "learning_rate": section.learning_rate,
         "adam_learning_rate": section.adam_learning_rate,
         "weight_decay": section.weight_decay,
-        "weight_decay_mask": decay_mask(roles),
+        "weight_decay_mask": decay_mask("matrices", roles),
         "roles": roles,
         "distribute": distribute,
     }

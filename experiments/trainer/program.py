@@ -92,10 +92,7 @@ class Program:
 
     def table(self) -> str:
         """Which parameter gets what from the optimizer."""
-        roles = self.task.roles
-        decay_mask = optimizers.decay_mask(roles)
-        params = self.abstract.params
-        return str(optlab.describe(params, roles, self.tx, decay_mask=decay_mask))
+        return str(optlab.describe(self.abstract.params, self.task.roles, self.tx))
 
     def evaluator(self, batches: list[Any]):
         """Means of the task's metrics over fixed batches.

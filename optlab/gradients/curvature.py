@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optlab.dtypes import at_least_float32
+
 PyTree = Any
 
 
@@ -197,13 +199,11 @@ def _signs(key: jax.Array, leaf: Any) -> jax.Array:
 
 
 def _product(z: jax.Array, hz: jax.Array) -> jax.Array:
-    return (z * hz).astype(jnp.promote_types(hz.dtype, jnp.float32))
+    return (z * hz).astype(at_least_float32(hz.dtype))
 
 
 def _zero_diag(grads: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda g: jnp.zeros_like(g, jnp.promote_types(g.dtype, jnp.float32)), grads
-    )
+    return jax.tree.map(lambda g: jnp.zeros_like(g, at_least_float32(g.dtype)), grads)
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ and of TF32 lose the small eigenvalues.
 import math
 from collections.abc import Callable
 from functools import partial, wraps
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,13 +37,31 @@ def safe_sqrt(x: ArrayLike) -> jax.Array:
 
 def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
     """Root of the sum of squares, without overflow or underflow of the squares."""
-    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0)
-    # A power of two, so that the division is exact.
-    _, exponent = jnp.frexp(scale)
-    safe = jnp.ldexp(jnp.ones_like(scale), exponent)
-    total = jnp.sum(jnp.square(x / safe), axis=axis, keepdims=True)
-    norm = safe_sqrt(total) * safe
+    y, scale = _near_one(x, axis)
+    norm = _plain_norm(y, axis) * scale
     return norm if keepdims else jnp.squeeze(norm, axis)
+
+
+def _near_one(x: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:
+    """`x` over a scale that leaves its largest entry near one, and that scale."""
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0)
+    # A power of two, so that the division is exact, and neither itself nor its inverse,
+    # by which compilers divide, a subnormal: devices take those for 0.
+    _, exponent = jnp.frexp(largest)
+    least = int(jnp.finfo(x.dtype).minexp)
+    scale = jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent - 1, least, -least))
+    return x / scale, scale
+
+
+def _plain_norm(x: jax.Array, axis: Any) -> jax.Array:
+    return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+
+
+def unit(x: jax.Array, axis: Any, eps: ArrayLike = 0.0) -> jax.Array:
+    """`X / (|X|_F + eps)`, right where the norm itself would overflow; 0 at 0."""
+    y, scale = _near_one(x, axis)
+    norm = _plain_norm(y, axis) + eps / scale
+    return y / jnp.where(norm > 0, norm, 1.0)
 
 
 def cap_norm(x: jax.Array) -> jax.Array:
@@ -52,8 +71,10 @@ def cap_norm(x: jax.Array) -> jax.Array:
     means something; below it the matrix comes back to the bit.
     """
     cap = float(jnp.finfo(x.dtype).max) ** 0.4
-    norm = frobenius_norm(x, axis=(-2, -1), keepdims=True)
-    return x * (cap / jnp.maximum(norm, cap))
+    y, scale = _near_one(x, (-2, -1))
+    norm = _plain_norm(y, (-2, -1))
+    above = norm > cap / scale
+    return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
 
 
 def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

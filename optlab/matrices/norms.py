@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optlab import checks
 from optlab.matrices.buckets import Distribute, map_matrices
-from optlab.matrices.linalg import frobenius_norm, nuclear_norm_estimate
+from optlab.matrices.linalg import frobenius_norm, nuclear_norm_estimate, unit
 from optlab.matrices.orthogonalize import orthogonalize
 from optlab.roles import Embedding, Matrix, Rule, View
 
@@ -174,16 +174,11 @@ def _by_group(
     return results
 
 
-def _unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    norm = frobenius_norm(x, axis=axes, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1.0)
-
-
 def _entrywise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(jnp.abs(x), axis=axes)
 
 
-_ASCENT = {"embedding": lambda x, axes: jnp.sign(x), "vector": _unit}
+_ASCENT = {"embedding": lambda x, axes: jnp.sign(x), "vector": unit}
 _DUAL = {
     "matrix": frobenius_norm,
     "embedding": _entrywise,

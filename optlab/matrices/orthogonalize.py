@@ -29,9 +29,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from optlab import checks
+from optlab.dtypes import at_least_float32
 from optlab.matrices.coefficients.fit import NORMALIZATIONS
 from optlab.matrices.coefficients.presets import MUON, resolve_coefficients
-from optlab.matrices.linalg import frobenius_norm
+from optlab.matrices.linalg import unit
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -84,10 +85,10 @@ def orthogonalize(
     checks.one_of(("auto", "plain", "gram"), method=method)
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
     table = np.asarray(resolve_coefficients(coeffs, steps), np.float64)
-    dtype = jnp.promote_types(x.dtype, jnp.float32) if dtype is None else dtype
+    wide = at_least_float32(x.dtype)
+    dtype = wide if dtype is None else dtype
     tall = x.shape[-2] > x.shape[-1]
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = (y / (frobenius_norm(y, axis=(-2, -1), keepdims=True) + eps)).astype(dtype)
+    y = unit(x.astype(wide), (-2, -1), eps).astype(dtype)
     y = y.mT if tall else y
     segments = _segments(table, float(jnp.finfo(dtype).eps))
     if method == "auto":
@@ -132,7 +133,7 @@ def _unit_schatten(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     the least possible norm stays as small as it is.
     """
     least = gram.shape[-1] ** -0.5
-    wide = gram.astype(jnp.promote_types(gram.dtype, jnp.float32))
+    wide = gram.astype(at_least_float32(gram.dtype))
     squares = jnp.sum(jnp.square(wide), axis=(-2, -1), keepdims=True)
     inverse = 1 / jnp.sqrt(jnp.maximum(squares, least**2))
     return (wide * inverse).astype(gram.dtype), jnp.sqrt(inverse).astype(gram.dtype)

@@ -49,6 +49,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.gradients.curvature import is_hessian_step
+from optlab.leaves import over_leaves
 from optlab.matrices.linalg import safe_sqrt
 from optlab.roles import Embedding, Matrix, Rule, as_rule
 
@@ -91,6 +92,7 @@ def _average(d: jax.Array, axes: _Axes, block: bool | int) -> jax.Array:
     order = axes.stack + axes.kept + axes.averaged
     x = d.transpose(order)
     stack, size = x.shape[: len(axes.stack)], math.prod(x.shape[len(axes.stack) :])
+    block = min(block, size)
     padding = [(0, 0)] * len(stack) + [(0, -size % block)]
     blocks = jnp.pad(x.reshape(*stack, size), padding)
     sums = blocks.reshape(*stack, -1, block).sum(-1)
@@ -125,7 +127,10 @@ def scale_by_adahessian(
     """
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps, hessian_power=hessian_power)
-    checks.non_negative_int(spatial_averaging=spatial_averaging)
+    checks.static(hessian_interval=hessian_interval)
+    if not isinstance(spatial_averaging, bool):
+        checks.non_negative_int(spatial_averaging=spatial_averaging)
+    checks.dtype(mu_dtype=mu_dtype)
     checks.one_of(("abs", "signed"), average=average)
     checks.positive_int(hessian_interval=hessian_interval)
     rule = as_rule(roles)
@@ -176,7 +181,7 @@ def scale_by_adahessian(
         )
         return cast_like(directions, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="adahessian")
 
 
 def adahessian(
@@ -223,7 +228,8 @@ def adahessian(
         which `optlab.is_hessian_step(count, hessian_interval)` tells, `hessian_diag`
         is ignored.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer. Its `update` takes `hessian_diag=`, a tree like the parameters:
@@ -240,4 +246,4 @@ def adahessian(
         roles=roles,
         mu_dtype=mu_dtype,
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)

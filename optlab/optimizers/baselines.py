@@ -8,6 +8,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import descend, matrix_optimizer, scale_by_adam
+from optlab.leaves import over_leaves
 from optlab.matrices.buckets import check_layout
 from optlab.roles import as_rule, tree_roles, tree_views
 
@@ -20,13 +21,19 @@ def adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's AdamW with state of at least float32."""
+    """optax's AdamW with state of at least float32.
+
+    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else. Every leaf
+    decays by default.
+    """
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
+    checks.dtype(mu_dtype=mu_dtype)
     direction = scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
 
 
 def sgd(
@@ -36,11 +43,16 @@ def sgd(
     nesterov: bool = False,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
+    roles: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's SGD with momentum, and decoupled decay."""
+    """optax's SGD with momentum, and decoupled decay, of every leaf by default.
+
+    `roles` is what `weight_decay_mask="matrices"` goes by, and nothing else.
+    """
     checks.fraction(momentum=momentum)
+    checks.boolean(nesterov=nesterov)
     direction = optax.trace(momentum, nesterov)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)
 
 
 def muon(
@@ -62,10 +74,15 @@ def muon(
     """optax's Muon behind our roles, with an update RMS of 0.2 like Moonlight's.
 
     Stacked layers and convolutions are orthogonalized and embeddings are not; its own
-    default looks at the rank alone.
+    default looks at the rank alone. The other leaves get AdamW, as with our other
+    matrix methods, where `optax.contrib.muon` gives them AdamW with Nesterov's
+    momentum: a first step of 0.0100 at a rate of 0.01, against 0.0147. Every leaf
+    decays by default.
     """
     checks.fraction(momentum=momentum)
-    checks.positive_int(ns_steps=ns_steps)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
+    checks.boolean(nesterov=nesterov)
+    checks.dtype(mu_dtype=mu_dtype)
     rule = as_rule(roles)
 
     def numbers(tree):
@@ -92,8 +109,9 @@ def muon(
         ),
         optax.stateless(match_rms),
     )
+    direction = optax.with_extra_args_support(direction)
     return matrix_optimizer(
-        direction,
+        over_leaves(direction.init, direction.update, real="muon"),
         learning_rate,
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

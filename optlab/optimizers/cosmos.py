@@ -15,10 +15,14 @@ Held against the authors' code, lliu606/COSMOS at commit 61de180. Deviations:
 
 * without Nesterov `N = M_t / c1`; theirs drops the momentum there.
 * `B` is zero where `N` lies in the span of `U_t` up to rounding (always at t = 1 for
-  gradients of rank up to r); theirs scales that rounding to a step of full size.
+  gradients of rank up to r), and so is a row of `U_t^T N` that is nothing but rounding
+  (always at t = 1 for gradients of rank below r); theirs scales either rounding to a
+  step of full size.
 * the AdamW half takes `adam_b1`; theirs has 0.1 and 0.9 written into it.
 * matrices are told from embeddings by role, not by `shape[0] <= 10000`.
-* a rank above the matrix is cut to `min(d_in, d_out)`; theirs crashes.
+* a rank above `min(d_in, d_out)` is cut to that. Theirs crashes above `d_in` alone;
+  between `d_out` and `d_in` it works with the whole rank, whose last directions are
+  those of no gradient at t = 1, and its steps are other ones than ours.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
 In their arguments, `learning_rate = lr * lr_ratio`, `weight_decay = wd / lr_ratio`,
@@ -47,6 +51,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
+from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import (
     cap_norm,
@@ -55,6 +60,7 @@ from optlab.matrices.linalg import (
     matmul,
     safe_sqrt,
     subspace_step,
+    unit,
 )
 from optlab.matrices.orthogonalize import orthogonalize
 from optlab.roles import as_rule, tree_views
@@ -102,12 +108,15 @@ def _directions(
     nu = b2 * nu + (1 - b2) * jnp.square(projected)
 
     inside = matmul(new_basis.mT, x)
+    rest = x - matmul(new_basis, inside)
+    # What holds nothing but rounding would be brought to full size below.
+    rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
+    lengths = frobenius_norm(inside, axis=-1, keepdims=True)
+    inside = jnp.where(lengths > rounding, inside, 0.0)
+    rest = jnp.where(_norm(rest) > rounding, rest, 0.0)
     correction = jnp.sqrt(bias_correction(b2, t, x.dtype))
     adapted = matmul(new_basis, inside / (safe_sqrt(nu) / correction + eps))
-    rest = x - matmul(new_basis, inside)
-    rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
     ortho = _unit_rms(orthogonalize(rest, steps=ns_steps, dtype=ns_dtype), eps)
-    ortho = jnp.where(_norm(rest) > rounding, ortho, jnp.zeros_like(ortho))
     return _unit_rms(adapted + gamma * ortho, eps), new_basis, covariance, nu
 
 
@@ -116,7 +125,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _unit_rms(x: jax.Array, eps: Any) -> jax.Array:
-    return math.sqrt(x.shape[-2] * x.shape[-1]) * (x / (_norm(x) + eps))
+    return math.sqrt(x.shape[-2] * x.shape[-1]) * unit(x, (-2, -1), eps)
 
 
 def scale_by_cosmos(
@@ -145,9 +154,14 @@ def scale_by_cosmos(
     Raises:
       ValueError: an argument is out of range, or a leaf is no matrix.
     """
+    checks.static(rank=rank, ns_steps=ns_steps)
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps, gamma=gamma)
-    checks.positive_int(rank=rank, ns_steps=ns_steps)
+    checks.positive_int(rank=rank)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
+    checks.boolean(nesterov=nesterov)
+    checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
+    checks.distribution(distribute)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -198,7 +212,7 @@ def scale_by_cosmos(
         new_state = ScaleByCosmosState(t, mu, basis, covariance, nu)
         return cast_like(directions, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="cosmos", distribute=distribute)
 
 
 def cosmos(
@@ -249,7 +263,8 @@ def cosmos(
       ns_dtype: of their products, such as bfloat16 where that is faster. None: the
         momentum's, and at least float32.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.

@@ -24,6 +24,7 @@ from typing import Any
 
 import optax
 
+from optlab import checks
 from optlab.compose import descend, partition
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import DualNorm
@@ -66,6 +67,7 @@ def scale_by_lanton(
     Raises:
       ValueError: an argument is out of range, or `other_grads` is missing.
     """
+    checks.static(noise_interval=noise_interval, ns_steps=ns_steps)
     shared = dict(
         embedding_scale=embedding_scale,
         ns_steps=ns_steps,
@@ -130,7 +132,8 @@ def lanton(
       vector_learning_rate: of vectors. None: `learning_rate`.
       embedding_scale: of the sign of embeddings and heads. None: one over the width.
       weight_decay, weight_decay_mask, roles, mu_dtype, distribute: as every matrix
-        method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        method takes them, see :func:`optlab.compose.matrix_optimizer`. Every leaf
+        decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer. With `noise="paired"` its `update` needs `other_grads`.
@@ -138,6 +141,11 @@ def lanton(
     Raises:
       ValueError: an argument is out of range.
     """
+    checks.rate(
+        learning_rate=learning_rate,
+        embedding_learning_rate=embedding_learning_rate,
+        vector_learning_rate=vector_learning_rate,
+    )
     rule = as_rule(roles)
 
     def group(rate):
@@ -154,7 +162,7 @@ def lanton(
             distribute=distribute,
         )
         rate = learning_rate if rate is None else rate
-        return descend(direction, rate, weight_decay, weight_decay_mask)
+        return descend(direction, rate, weight_decay, weight_decay_mask, roles)
 
     def labels(params):
         return tree_groups(params, rule)

@@ -56,9 +56,10 @@ def lion(
       b1: weight of the momentum in the direction, in [0, 1).
       b2: decay of the momentum, in [0, 1).
       weight_decay, weight_decay_mask, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`.
-      roles: checked and otherwise unused. Every leaf gets the same step, so they
-        decide nothing, and are taken so that all methods can be called alike.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors.
+      roles: what `weight_decay_mask="matrices"` goes by. Every leaf gets the same step,
+        so they decide nothing else.
 
     Returns:
       The optimizer; its state is one number a parameter.
@@ -67,6 +68,7 @@ def lion(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1, b2=b2)
+    checks.dtype(mu_dtype=mu_dtype)
     as_rule(roles)
     direction = scale_by_lion(b1, b2, mu_dtype=mu_dtype)
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)

@@ -8,6 +8,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import cast_like, to_state_dtype, zero_state
+from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import steepest_ascent, tree_layers
 from optlab.roles import as_rule
@@ -48,8 +49,11 @@ def scale_by_lmo(
       ValueError: an argument is out of range.
     """
     checks.fraction(b1=b1)
-    checks.positive_int(ns_steps=ns_steps)
-    checks.non_negative(embedding_scale=embedding_scale)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
+    if embedding_scale is not None:
+        checks.non_negative(embedding_scale=embedding_scale)
+    checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
+    checks.distribution(distribute)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -70,4 +74,4 @@ def scale_by_lmo(
         directions = cast_like(treedef.unflatten(found), updates)
         return directions, ScaleByLmoState(state.count + 1, cast_like(mu, state.mu))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="scale_by_lmo", distribute=distribute)

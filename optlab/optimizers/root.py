@@ -21,6 +21,8 @@ aa0f80c, with its coefficients given. Deviations:
   768 x 768 and 4e-8 at 768 x 2048; one triple for all steps over Frobenius' norm leaves
   0.022 and 0.003, Muon's 0.039 and 0.030. `ns_steps=4` leaves 0.0072 and 0.001 for a
   fifth less. Given `ns_coeffs` work as theirs do, over Frobenius' norm.
+* AdamW's `eps` stands beside the corrected root in the other leaves, as in optax; in
+  theirs it stands beside the root before its correction.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
 References:
@@ -39,12 +41,16 @@ import optax
 
 from optlab import checks
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
+from optlab.leaves import over_leaves
 from optlab.matrices import linalg
 from optlab.matrices.buckets import Distribute, map_matrices
-from optlab.matrices.coefficients.presets import fit_coefficients
+from optlab.matrices.coefficients.presets import (
+    fit_coefficients,
+    resolve_coefficients,
+)
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
 from optlab.roles import as_rule, tree_views
-from optlab.wrappers.outliers import check_quantile, clip_to_quantile
+from optlab.wrappers.outliers import clip_to_quantile
 
 # The RMS of an update is about this, whatever the shape (Moonlight's choice).
 _RMS = 0.2
@@ -94,6 +100,19 @@ def _coefficients(
     raise ValueError(f"ns_coeffs has no entry for matrices of shape {(m, n)}")
 
 
+def _check_coefficients(ns_coeffs: ShapeCoefficients, steps: int) -> None:
+    if ns_coeffs is None:
+        return
+    given = ns_coeffs.values() if isinstance(ns_coeffs, Mapping) else [ns_coeffs]
+    if not given:
+        raise ValueError("ns_coeffs must have a shape, got an empty dictionary")
+    for coeffs in given:
+        try:
+            resolve_coefficients(coeffs, steps)
+        except ValueError as error:
+            raise ValueError(f"ns_coeffs: {error}") from None
+
+
 def scale_by_root(
     momentum: Any = 0.95,
     *,
@@ -113,9 +132,14 @@ def scale_by_root(
     Raises:
       ValueError: an argument is out of range, or a leaf is no matrix.
     """
+    checks.static(quantile=quantile, ns_steps=ns_steps)
     checks.fraction(momentum=momentum)
-    checks.positive_int(ns_steps=ns_steps)
-    check_quantile(quantile)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
+    checks.share(quantile=quantile)
+    checks.boolean(nesterov=nesterov)
+    checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
+    checks.distribution(distribute)
+    _check_coefficients(ns_coeffs, ns_steps)
     rule = as_rule(roles)
     step = partial(
         _directions,
@@ -146,7 +170,7 @@ def scale_by_root(
         state = ScaleByRootState(state.count + 1, cast_like(mu, state.mu))
         return cast_like(directions, updates), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="root", distribute=distribute)
 
 
 def root(
@@ -193,7 +217,8 @@ def root(
       ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
         None: the momentum's, and at least float32.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.

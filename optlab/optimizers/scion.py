@@ -16,8 +16,10 @@ vectors                    sqrt(d) B / |B|_2            vector_radius
 =========================  ===========================  ================
 
 Held against the authors' code, LIONS-EPFL/scion at commit f58a393, with these
-deviations: the groups come from the roles, their `momentum` is `1 - b1`, and
-Newton-Schulz runs in the state's precision instead of bfloat16.
+deviations: the groups come from the roles, their `momentum` is `1 - b1`,
+Newton-Schulz runs in the state's precision instead of bfloat16, and vectors have no eps
+(theirs adds 1e-8 to their RMS): they step by their radius however small they are, and
+by nothing at 0.
 
 References:
   Pethick et al., `Training Deep Learning Models with Norm-Constrained LMOs
@@ -61,6 +63,7 @@ def scale_by_scion(
         embedding_radius=embedding_radius,
         vector_radius=vector_radius,
     )
+    checks.static(ns_steps=ns_steps)
     rule = as_rule(roles)
 
     def radius(role):
@@ -116,7 +119,8 @@ def scion(
       learning_rate: of every leaf, a number or a schedule; below one if constrained.
       b1: decay of the momentum, in [0, 1).
       constrained: whether the parameters shrink by `1 - learning_rate` a step, which
-        keeps them in the ball of their radius. It is the method's weight decay.
+        keeps them in the ball of their radius. It is the method's weight decay, of
+        every leaf.
       hidden_radius: `rho` of the hidden matrices.
       embedding_radius: `rho` of embeddings and heads, over their width.
       vector_radius: `rho` of vectors: their largest RMS.
@@ -132,6 +136,7 @@ def scion(
     Raises:
       ValueError: an argument is out of range.
     """
+    checks.boolean(constrained=constrained)
     direction = scale_by_scion(
         b1,
         hidden_radius=hidden_radius,

@@ -18,6 +18,9 @@ Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviation
   are the same, since the basis changes only between two steps.
 * stacked axes and convolutions are matrices by role; theirs has one factor for every
   axis of a tensor. Embeddings and heads get AdamW, whatever their size.
+* in a null space of `L` or `R` (always on the longer side of a matrix at the first
+  call) eigenvectors are arbitrary; here they are the completion of the others that
+  leans on the first coordinates, the same on every machine. Theirs are LAPACK's.
 * AdamW's `eps` stands beside the corrected root in the other leaves, as in optax.
 * decay is taken from the parameters before the update, not after it.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
@@ -45,6 +48,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
+from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import (
     cap_norm,
@@ -158,6 +162,9 @@ def scale_by_soap(
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
     checks.positive_int(precondition_interval=precondition_interval, max_dim=max_dim)
+    checks.boolean(one_sided=one_sided)
+    checks.dtype(mu_dtype=mu_dtype)
+    checks.distribution(distribute)
     rule = as_rule(roles)
 
     def sizes(view: View) -> tuple[int, int]:
@@ -211,7 +218,7 @@ def scale_by_soap(
         new_state = ScaleBySoapState(state.count + 1, mu, *factors)
         return cast_like(directions, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="soap", distribute=distribute)
 
 
 class FromSecondCallState(NamedTuple):
@@ -237,10 +244,6 @@ def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
         return updates, FromSecondCallState(state.count + 1, inner)
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _decay_from_second_call(weight_decay: Any) -> optax.Schedule:
-    return lambda count: jnp.where(jnp.greater(count, 0), weight_decay, 0.0)
 
 
 def soap(
@@ -288,7 +291,8 @@ def soap(
       one_sided: whether only the shorter side is rotated (the input side of square
         matrices), for less state and less work.
       weight_decay, weight_decay_mask, roles, adam_*, mu_dtype, distribute: as every
-        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`.
+        matrix method takes them, see :func:`optlab.compose.matrix_optimizer`. Every
+        leaf decays by default; `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.
@@ -296,10 +300,6 @@ def soap(
     Raises:
       ValueError: an argument is out of range.
     """
-    checks.non_negative(weight_decay=weight_decay)
-    if adam_weight_decay is None:
-        adam_weight_decay = weight_decay
-    checks.non_negative(adam_weight_decay=adam_weight_decay)
     return matrix_optimizer(
         scale_by_soap(
             *(b1, b2, eps, precondition_interval, max_dim),
@@ -309,14 +309,15 @@ def soap(
             distribute=distribute,
         ),
         learning_rate,
-        weight_decay=_decay_from_second_call(weight_decay),
+        weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,
         roles=roles,
         adam_learning_rate=adam_learning_rate,
         adam_b1=adam_b1,
         adam_b2=adam_b2,
         adam_eps=adam_eps,
-        adam_weight_decay=_decay_from_second_call(adam_weight_decay),
+        adam_weight_decay=adam_weight_decay,
         mu_dtype=mu_dtype,
         adam=_adam_from_second_call,
+        decay_start=1,
     )

@@ -29,6 +29,9 @@ Deviations:
 * decay is optax's, `lr (direction + wd p)`; theirs comes after the update, O(lr^2)
   apart, and misses sparse leaves.
 * `reset_interval = 0` means never; theirs divides by it.
+* with `reset_interval = 1` every step is a reset: there is no momentum, nothing is
+  clipped, and `s_t` stays at 0.01 if `warmup_steps` is above 0, from the first step on.
+  That follows from the equations; it was not held against their code.
 
 References:
   Huang et al., `SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training
@@ -51,8 +54,10 @@ from optlab.compose import (
     state_dtype,
     zero_state,
 )
+from optlab.leaves import over_leaves
 from optlab.matrices.linalg import safe_sqrt
 from optlab.roles import Matrix, View, as_rule
+from optlab.schedules import share_of
 from optlab.wrappers.spikes import (
     check_clipping,
     clip_to_moment,
@@ -107,8 +112,8 @@ class _Columns(NamedTuple):
 
 
 def _kept(density: float, n: int) -> int:
-    """`floor(density n)`, for decimal densities too, and at least one."""
-    return max(1, int(density * n + 1e-6))
+    """`floor(density n)`, and at least one."""
+    return max(1, share_of(density, n))
 
 
 def scale_by_spam(
@@ -137,11 +142,18 @@ def scale_by_spam(
     Raises:
       ValueError: an argument is out of range.
     """
+    checks.static(
+        reset_interval=reset_interval,
+        warmup_steps=warmup_steps,
+        clip_start_step=clip_start_step,
+        density=density,
+    )
     check_clipping(spike_threshold, reset_interval, clip_start_step, b1=b1, b2=b2)
     checks.non_negative(eps=eps)
     checks.non_negative_int(warmup_steps=warmup_steps)
-    if not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {density!r}")
+    checks.share(density=density)
+    checks.seed(seed=seed)
+    checks.dtype(mu_dtype=mu_dtype)
     rule = as_rule(roles)
 
     def sparse_view(path: Any, leaf: Any) -> View | None:
@@ -207,7 +219,7 @@ def scale_by_spam(
         )
         return cast_like(directions, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="spam")
 
 
 def spike_shares(
@@ -305,7 +317,9 @@ def spam(
         updated, in (0, 1].
       seed: of the choice of those entries; `update` reads the key in the state.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`. Decay reaches all entries.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors. Decay reaches all
+        entries of a leaf, whatever the density.
 
     Returns:
       The optimizer.
@@ -323,4 +337,4 @@ def spam(
         roles=roles,
         mu_dtype=mu_dtype,
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)

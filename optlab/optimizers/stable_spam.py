@@ -20,6 +20,8 @@ first reset. Deviations:
 * the reset comes before the step's moments; theirs uses the old ones once more.
 * AdaClip and AdaGN count all steps; theirs share Adam's count, which a reset sets
   back, and that inflates `qhat` through most of each window.
+* with `total_steps`, `g1` and `b1` stay at half from step `total_steps + 1` on; theirs
+  follow the cosine up again.
 * the norm that `mu` and `nu` take is at most 5e18 (in float32), so that they recover.
 
 References:
@@ -42,6 +44,7 @@ from optlab.compose import (
     to_state_dtype,
     zero_state,
 )
+from optlab.leaves import over_leaves
 from optlab.matrices.linalg import frobenius_norm, safe_sqrt
 from optlab.roles import Embedding, Matrix, Rule, as_rule
 from optlab.wrappers.spikes import window_position
@@ -92,9 +95,11 @@ def scale_by_stable_spam(
     """
     checks.fraction(b1=b1, b2=b2, gamma1=gamma1, gamma2=gamma2, gamma3=gamma3)
     checks.non_negative(eps=eps)
+    checks.static(reset_interval=reset_interval, total_steps=total_steps)
     checks.non_negative_int(reset_interval=reset_interval)
     if total_steps is not None:
         checks.positive_int(total_steps=total_steps)
+    checks.dtype(mu_dtype=mu_dtype)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -166,7 +171,7 @@ def scale_by_stable_spam(
             t, *map(cast_like, new, state[1:])
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="stable_spam")
 
 
 def stable_spam(
@@ -211,7 +216,8 @@ def stable_spam(
       total_steps: of the training, over which `gamma1` and `b1` fall to half by a
         cosine. None: they stay.
       weight_decay, weight_decay_mask, roles, mu_dtype: as everywhere, see
-        :func:`optlab.compose.matrix_optimizer`.
+        :func:`optlab.compose.matrix_optimizer`. Every leaf decays by default;
+        `weight_decay_mask="matrices"` spares vectors.
 
     Returns:
       The optimizer.
@@ -229,4 +235,4 @@ def stable_spam(
         roles=roles,
         mu_dtype=mu_dtype,
     )
-    return descend(direction, learning_rate, weight_decay, weight_decay_mask)
+    return descend(direction, learning_rate, weight_decay, weight_decay_mask, roles)

@@ -194,7 +194,7 @@ def over_axis(name: str | tuple[str, ...], size: int | None = None) -> Distribut
     stack, and the results are gathered, all of a bucket at once. Factors that are the
     same everywhere are gathered with them. With `size` those whose stack it divides
     can stay where they are worked on: lay the state out by
-    `state_specs(..., distribute=...)` in `shard_map`'s specs.
+    `state_specs` in `shard_map`'s specs.
 
     Args:
       name: the axis, or several.

@@ -25,7 +25,7 @@ from optlab.sharding.distribution import (
     matrix_axis,
     mesh_size,
 )
-from optlab.state import owning_parameter, state_leaves
+from optlab.state import make_abstract_state, owning_parameter, state_leaves
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
 Rules = Sequence[tuple[str, Any]]
@@ -205,15 +205,16 @@ def state_specs(
     A leaf whose path ends in a parameter's path belongs to it: with the parameter's
     shape it is laid out like it. A factor is split over its stack axis as the matrices
     are when they are worked on, if `distribute` divides that axis, or else over its
-    rows or columns; without `distribute`, as the parameter's stack axis is. Numbers,
-    one a layer, and what belongs to no parameter are replicated.
+    rows or columns; without `distribute`, as the parameter's stack axis is. What `tx`
+    was made with counts, method by method, and is found here. Numbers, one a layer, and
+    what belongs to no parameter are replicated.
 
     Args:
       tx: any optax transformation, wrapped in any others.
       params: tree of arrays or `jax.ShapeDtypeStruct`.
       specs: tree of `PartitionSpec`; for state that is sharded further than the
         parameters (ZeRO-1), give the state's own here.
-      distribute: the optimizer's, made by `over_mesh` or `over_axis`.
+      distribute: to put in the place of what `tx` was made with.
 
     Returns:
       A tree of `PartitionSpec` like the state.
@@ -231,9 +232,11 @@ def state_specs(
             # Sparse momenta have fewer columns; an axis of another size stays whole.
             same = zip(layout, shape, own, strict=False)
             return P(*(axis if n == size else None for axis, n, size in same))
-        return _factor_spec(shape, own, layout, distribute)
+        way = spread.get(owner) if distribute is None else distribute
+        return _factor_spec(shape, own, layout, way)
 
-    state = jax.eval_shape(tx.init, params)
+    state, said = make_abstract_state(tx, params)
+    spread = said.get("distribute", {})
     return jax.tree.unflatten(
         jax.tree.structure(state),
         [spec(x.path, x.is_factor, x.value.shape) for x in state_leaves(state)],
@@ -271,7 +274,7 @@ def init_state(
     Args:
       tx: any optax transformation.
       params: tree of arrays with a `NamedSharding` each.
-      distribute: the optimizer's, made by `over_mesh`.
+      distribute: to put in the place of what `tx` was made with.
       memory_kind: where it rests, see `state_shardings`.
 
     Returns:
@@ -295,7 +298,7 @@ def state_shardings(
     Args:
       tx: any optax transformation.
       params: tree of arrays with a `NamedSharding` each.
-      distribute: the optimizer's, made by `over_mesh`.
+      distribute: to put in the place of what `tx` was made with.
       memory_kind: of the state's arrays; its plain numbers stay on the devices.
         `"pinned_host"` is the hosts' memory, for a `tx` made by `offloaded`. None: the
         devices' own.

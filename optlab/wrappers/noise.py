@@ -11,6 +11,7 @@ from jax import lax
 
 from optlab import checks
 from optlab.compose import state_dtype, to_state_dtype, zero_state
+from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import (
     DualNorm,
@@ -82,13 +83,18 @@ def noise_adaptive(
     Raises:
       ValueError: an argument is out of range, or `other_grads` is missing.
     """
+    checks.static(noise_interval=noise_interval, ns_steps=ns_steps)
     checks.fraction(b2=b2)
-    checks.non_negative(exponent=exponent, embedding_scale=embedding_scale)
-    checks.positive_int(noise_interval=noise_interval, ns_steps=ns_steps)
+    checks.non_negative(exponent=exponent)
+    if embedding_scale is not None:
+        checks.non_negative(embedding_scale=embedding_scale)
+    checks.positive_int(noise_interval=noise_interval)
+    checks.newton_schulz_steps(ns_steps=ns_steps)
     checks.one_of(("consecutive", "paired"), noise=noise)
-    if isinstance(alpha, int | float) and not alpha > 0:
-        raise ValueError(f"alpha must be > 0, got {alpha!r}")
+    checks.level(alpha=alpha)
     check_dual_norm(dual_norm)
+    checks.dtype(ns_dtype=ns_dtype)
+    checks.distribution(distribute)
     paired = noise == "paired"
     rule = as_rule(roles)
     inner = optax.with_extra_args_support(direction)
@@ -159,7 +165,7 @@ def noise_adaptive(
         )
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="noise_adaptive", distribute=distribute)
 
 
 def _capped(norm: jax.Array) -> jax.Array:
@@ -179,7 +185,9 @@ def layer_ratios(
         square = jnp.square(jnp.asarray(alpha, h.dtype))
         finite = jnp.isfinite(square)
         level = jnp.where(finite, square, 1.0) + float(jnp.finfo(h.dtype).tiny)
-        ratio = ((level + jnp.min(h)) / (level + h)) ** (exponent / 2)
+        # A layer that is lost to NaN does not take its group along.
+        least = jnp.min(jnp.where(jnp.isnan(h), jnp.inf, h))
+        ratio = ((level + least) / (level + h)) ** (exponent / 2)
         ratio = jnp.where(finite, ratio, 1.0)
         ends = np.cumsum([noises[i].size for i in members])
         for i, part in zip(members, jnp.split(ratio, ends[:-1]), strict=True):

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab import checks
 from optlab.compose import cast_like, to_state_dtype
+from optlab.leaves import over_leaves
 from optlab.matrices import linalg
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.roles import Matrix, as_rule, tree_views
@@ -38,7 +40,8 @@ def clip_outliers(
     Raises:
       ValueError: `quantile` is no plain number in (0, 1].
     """
-    check_quantile(quantile)
+    checks.share(quantile=quantile)
+    checks.distribution(distribute)
     rule = as_rule(roles)
 
     def clip(updates, params=None):
@@ -57,18 +60,11 @@ def clip_outliers(
             lambda path, leaf: isinstance(rule(path, leaf), Matrix), tree
         )
 
-    return optax.with_extra_args_support(
-        optax.masked(optax.stateless(clip), matrices, mask_compatible_extra_args=True)
-    )
+    tx = optax.masked(optax.stateless(clip), matrices, mask_compatible_extra_args=True)
+    return over_leaves(tx.init, tx.update, distribute=distribute)
 
 
 def clip_to_quantile(x: jax.Array, quantile: float) -> jax.Array:
     """Clips each matrix of a stack at a quantile of its absolute values."""
     bound = linalg.quantile(jnp.abs(x), quantile) + 1e-9
     return jnp.clip(x, -bound, bound)
-
-
-def check_quantile(quantile: Any) -> None:
-    """Refuses what is no plain number in (0, 1]."""
-    if not isinstance(quantile, int | float) or not 0 < quantile <= 1:
-        raise ValueError(f"quantile must be a number in (0, 1], got {quantile!r}")

@@ -16,6 +16,7 @@ import optax
 
 from optlab import checks
 from optlab.compose import cast_like, state_dtype, to_state_dtype, zero_state
+from optlab.leaves import over_leaves
 from optlab.matrices.linalg import safe_sqrt
 
 
@@ -75,7 +76,7 @@ def clip_spikes(
         nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * jnp.square(g), clipped, nu)
         return cast_like(clipped, updates), ClipSpikesState(t, cast_like(nu, state.nu))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn, real="clip_spikes")
 
 
 def reset_every(
@@ -139,7 +140,7 @@ def reset_every(
             )
         return updates, ResetEveryState(t, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return over_leaves(init_fn, update_fn)
 
 
 def check_clipping(

@@ -37,6 +37,13 @@ def test_two_rates_share_one_program(small):
     assert len(texts) == 1
 
 
+def test_a_share_of_the_steps_warms_up_to_the_step(small):
+    config = small(schedule__name="constant", train__steps=100)
+    config.schedule.warmup_fraction = 0.29
+    schedule = optimizers.make_schedule(config)
+    assert schedule(28) < 1.0 and schedule(29) == 1.0
+
+
 def test_rates_are_peak_times_schedule(small):
     config = small(
         optimizer__learning_rate=0.5,

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from optlab.matrices import linalg
+from optlab.matrices.orthogonalize import orthogonalize
 
 
 def gaussian(*shape, seed=0):
@@ -31,6 +33,30 @@ def test_frobenius_norm_of_nothing_and_of_zero_is_zero():
 def test_frobenius_norm_lets_what_is_not_finite_be_seen():
     assert np.isnan(linalg.frobenius_norm(jnp.array([[1.0, np.nan]])))
     assert not np.isfinite(linalg.frobenius_norm(jnp.array([[1.0, np.inf]])))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_norms_hold_up_to_the_largest_and_down_to_the_smallest_number(dtype):
+    info = jnp.finfo(dtype)
+    largest, smallest = float(info.max), float(info.smallest_normal)
+    for value in (largest, 0.6 * largest, 0.3 * largest, smallest, 3 * smallest, 1.0):
+        one = jnp.asarray([[value]], dtype)
+        for f in (linalg.frobenius_norm, jax.jit(linalg.frobenius_norm)):
+            assert f(one) == one[0, 0]
+        np.testing.assert_array_equal(linalg.unit(one, (-2, -1)), 1)
+        two = jnp.asarray([[value, -value]], dtype)
+        unit = linalg.unit(two, (-2, -1)).astype(jnp.float32)
+        np.testing.assert_allclose(unit, [[0.5**0.5, -(0.5**0.5)]], rtol=1e-2)
+        cap = largest**0.4
+        norm = linalg.frobenius_norm(linalg.cap_norm(two)).astype(jnp.float32)
+        expected = min(cap, 2**0.5 * value)
+        np.testing.assert_allclose(norm, expected, rtol=2e-2)
+
+
+def test_what_divides_by_a_norm_works_where_it_overflows():
+    x = 1e38 * jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)))
+    big, small = (orthogonalize(scale * x) for scale in (3.0, 1e-38))
+    np.testing.assert_allclose(big, small, atol=1e-5)
 
 
 def test_cap_norm_is_the_identity_up_to_the_cap():
@@ -171,6 +197,7 @@ def test_the_estimated_nuclear_norm_of_small_and_of_empty_matrices():
 MANY_STACKS = """
 import jax
 from optlab.matrices import linalg
+from optlab.matrices.orthogonalize import orthogonalize
 
 x = jax.random.normal(jax.random.key(0), (24, 8, 64, 64))
 

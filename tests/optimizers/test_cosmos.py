@@ -129,6 +129,20 @@ def test_a_gradient_of_low_rank_leaves_no_noise_at_the_first_step():
     np.testing.assert_allclose(none["w"], much["w"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.2])
+def test_directions_of_nothing_but_rounding_make_no_step(gamma):
+    """Of a constant gradient of rank one every entry steps alike, whatever r is."""
+    shapes = [(2, 3), (3, 2), (6, 4), (5, 9), (16, 16)]
+    params = {f"w{m}x{n}": jnp.zeros((m, n)) for m, n in shapes}
+    grads = jax.tree.map(lambda p: p + 1, params)
+    tx = optlab.cosmos(0.1, rank=4, gamma=gamma)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for _ in range(4):
+        updates, state = update(grads, state, params)
+        for leaf in jax.tree.leaves(updates):
+            np.testing.assert_allclose(leaf, -0.1, rtol=1e-4)
+
+
 def test_convolutions_are_matrices_of_their_patches():
     kernel = gaussian(3, 3, 2, 8)
     (conv,) = run(optlab.cosmos(1e-2, rank=3), {"conv": kernel}, {"conv": kernel}, 1)

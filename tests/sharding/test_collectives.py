@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -43,7 +44,7 @@ def compiled_over_mesh(name, tree, mesh, axes, rules, **kwargs):
     roles = optlab.default_roles(("^layers/",))
     tx = make(name, roles=roles, distribute=distribute, **kwargs)
     specs = sharding.param_specs(params, rules)
-    state = sharding.state_specs(tx, params, specs, distribute=distribute)
+    state = sharding.state_specs(tx, params, specs)
     own, kept = (sharding.to_shardings(mesh, s) for s in (specs, state))
     step = jax.jit(
         tx.update,
@@ -128,7 +129,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
     else:
         mesh = sharding.make_mesh({"data": 8})
         whole = jax.tree.map(lambda _: P(), params)
-        kept = sharding.state_specs(tx, params, whole, distribute=distribute)
+        kept = sharding.state_specs(tx, params, whole)
         step = jax.jit(
             jax.shard_map(
                 tx.update,
@@ -220,3 +221,45 @@ def test_optax_muon_under_the_same_layout_moves_far_more_often():
     rules = sharding.fsdp_rules(mesh)
     found = compiled_over_mesh("muon", STACKED, mesh, "data", rules).collectives()
     assert len(large(found)) > 60
+
+
+@pytest.mark.parametrize("name", ["cosmos", "soap"])
+def test_init_state_alone_lays_factors_out_where_they_are_worked_on(name):
+    """Whatever is around the optimizer: `distribute` was said once, to make it."""
+    mesh = sharding.make_mesh({"data": 8})
+    shapes = {"a": (8, 64, 64), "b": (8, 64, 64), "c": (8, 64, 128), "d": (8, 128, 64)}
+    params = shapes_of({"layers": shapes})
+    rules = ((".*", lambda shape: P(None, "data", None)),)
+    distribute = sharding.over_mesh(mesh, "data")
+    roles = optlab.default_roles(("^layers/",))
+    tx = make(name, roles=roles, distribute=distribute)
+    wrapped = optax.apply_if_finite(
+        optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.partition(
+                {"all": optax.inject_hyperparams(lambda learning_rate: tx)(1e-2)},
+                lambda tree: jax.tree.map(lambda _: "all", tree),
+            ),
+        ),
+        3,
+    )
+    own = sharding.to_shardings(mesh, sharding.param_specs(params, rules))
+    for one in (tx, wrapped):
+        found = sharding.state_specs(one, params, sharding.param_specs(params, rules))
+        told = sharding.state_specs(
+            one, params, sharding.param_specs(params, rules), distribute=distribute
+        )
+        assert found == told
+    placed = jax.tree.map(
+        lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, own
+    )
+    kept = sharding.state_shardings(tx, placed)
+    step = jax.jit(
+        tx.update,
+        in_shardings=(own, kept, own),
+        out_shardings=(own, kept),
+        donate_argnums=1,
+    )
+    abstract = (params, jax.eval_shape(tx.init, params), params)
+    program = Program(step.lower(*abstract).compile(QUICKLY).as_text())
+    assert len(large(program.collectives())) <= 9

@@ -1,0 +1,160 @@
+"""What is no argument of an optimizer is refused where the optimizer is built."""
+
+import inspect
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optlab
+from optlab.registry import get, names
+from tests.conformance import extras
+
+PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
+ROOM_FOR_NONE = {
+    "adam_weight_decay",
+    "distribute",
+    "embedding_scale",
+    "mu_dtype",
+    "ns_coeffs",
+    "ns_dtype",
+    "total_steps",
+    "weight_decay_mask",
+}
+# By the kind of the default: what a slip of the pen may give.
+NEVER = ["nonsense", (0.9, 0.99), float("nan"), object(), 1j, "1e-3", np.ones(2)]
+VALUES = [
+    *(None, True, -1, 0, 1, 2, 0.5, 1.0, 2.5, 10**7, 10**12, 10**400, -0.1),
+    *(float("nan"), float("inf"), "1e-3", "bfloat16", "float23", "int32", "paired"),
+    *((0.9, 0.99), (3.4, -4.8, 2.0), [], {}, {"w": True}, "matrices", "frobenius"),
+    *(np.float32(0.25), np.int64(3), np.array(0.5), np.array([0.1, 0.2]), 1e-3, 20),
+]
+
+
+def arguments(name):
+    """The factory's, but for the roles."""
+    return [a for a in inspect.signature(get(name).factory).parameters if a != "roles"]
+
+
+def build(name, kwargs):
+    return get(name).factory(**{"learning_rate": 1e-2, **kwargs})
+
+
+def assert_refused(name, kwargs):
+    """In one line that names one of the arguments."""
+    with pytest.raises((ValueError, TypeError)) as caught:
+        build(name, kwargs)
+    message = str(caught.value)
+    assert any(a in message for a in kwargs) and "\n" not in message, message
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_fits_no_argument_is_refused_by_each(name):
+    for argument in arguments(name):
+        for value in NEVER:
+            assert_refused(name, {argument: value})
+        if not (argument.endswith("learning_rate") or argument in ROOM_FOR_NONE):
+            assert_refused(name, {argument: None})
+        default = inspect.signature(get(name).factory).parameters[argument].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number or argument.endswith("learning_rate"):
+            assert_refused(name, {argument: True})
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("ns_dtype", ["float23", "int32", "float8_e4m3fn", 3, True]),
+        ("mu_dtype", ["float23", "int32", "complex64", 3, True]),
+        ("ns_steps", [0, 101, 10_000_000, 5.0]),
+        ("nesterov", [1, "no"]),
+        ("reset_interval", [-1, 2**31, 0.5]),
+        ("seed", [-1, 2**31, 0.5, True]),
+        ("weight_decay_mask", [{"w": 0.1}, "vectors", []]),
+        ("distribute", ["data", {"data": 8}]),
+        ("ns_coeffs", [{}, (1.0, 2.0), {(4, 3): (1.0,)}]),
+        ("alpha", [0, -1.0]),
+        ("density", [0, 1.5]),
+    ],
+)
+def test_values_out_of_range_are_refused(argument, values):
+    entries = [name for name in names() if argument in arguments(name)]
+    assert entries
+    for name in entries:
+        for value in values:
+            assert_refused(name, {argument: value})
+
+
+def test_random_arguments_are_refused_at_once_or_work():
+    draw = random.Random(0)
+    outcomes = {"works": 0, "refused": 0}
+    for _ in range(100):
+        name = draw.choice(names())
+        chosen = draw.sample(arguments(name), draw.choice((1, 1, 2)))
+        kwargs = {a: draw.choice(VALUES) for a in chosen}
+        try:
+            tx = build(name, kwargs)
+        except (ValueError, TypeError):
+            assert_refused(name, kwargs)
+            outcomes["refused"] += 1
+            continue
+        params = PARAMS
+        if isinstance(kwargs.get("weight_decay_mask"), dict):
+            params = {"w": PARAMS["w"]}
+        needed = {"other_grads": params} | extras(name, params)
+        state = jax.eval_shape(tx.init, params)
+        updates, _ = jax.eval_shape(
+            lambda g, s, p, tx=tx, needed=needed: tx.update(g, s, p, **needed),
+            *(params, state, params),
+        )
+        assert jax.tree.structure(updates) == jax.tree.structure(params), kwargs
+        outcomes["works"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_rate_of_none_is_no_scaling_as_in_optax(name):
+    params = {"bias": jnp.array([1.0, -2.0, 3.0])}
+    results = []
+    for rate in (None, 1.0):
+        tx = build(name, {"learning_rate": rate})
+        state = tx.init(params)
+        for _ in range(2):  # The first call of SOAP moves nothing.
+            updates, state = tx.update(params, state, params, **extras(name, params))
+        results.append(updates["bias"])
+    np.testing.assert_array_equal(results[0], -results[1])
+    assert np.any(results[0])
+
+
+@pytest.mark.parametrize("name", names())
+def test_injection_names_all_static_arguments_at_once(name):
+    numbers = {
+        p.name
+        for p in inspect.signature(get(name).factory).parameters.values()
+        if isinstance(p.default, int) and not isinstance(p.default, bool)
+    } - {"seed"}
+    if not numbers:
+        optax.inject_hyperparams(get(name).factory)(1e-2).init(PARAMS)
+        return
+    with pytest.raises(ValueError, match="static_args") as caught:
+        optax.inject_hyperparams(get(name).factory)(1e-2).init(PARAMS)
+    named = str(caught.value).partition(" must")[0].split(", ")
+    assert numbers <= set(named)
+    tx = optax.inject_hyperparams(get(name).factory, static_args=named)(1e-2)
+    jax.eval_shape(tx.init, PARAMS)
+
+
+def test_transforms_refuse_what_their_aliases_refuse():
+    for build_one in (
+        lambda: optlab.clip_outliers(True),
+        lambda: optlab.clip_spikes(b2="0.9"),
+        lambda: optlab.noise_adaptive(optax.sgd(1.0), alpha=float("nan")),
+        lambda: optlab.reset_every(optax.sgd(1.0), 2**40),
+        lambda: optlab.scale_by_lmo(b1=(0.9,)),
+        lambda: optlab.by_role(optax.sgd(1.0), optlab.registry.sgd("1")),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            build_one()
