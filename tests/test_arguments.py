@@ -32,6 +32,7 @@ VALUES = [
     *((0.9, 0.99), (3.4, -4.8, 2.0), [], {}, {"w": True}, "matrices", "frobenius"),
     *(np.float32(0.25), np.int64(3), np.array(0.5), np.array([0.1, 0.2]), 1e-3, 20),
 ]
+SENSIBLE = [0, 1, 2, 3, 20, 0.25, 0.5, 1e-3, None, True, np.float32(0.25), np.int64(3)]
 
 
 def arguments(name):
@@ -94,7 +95,8 @@ def test_random_arguments_are_refused_at_once_or_work():
     for _ in range(100):
         name = draw.choice(names())
         chosen = draw.sample(arguments(name), draw.choice((1, 1, 2)))
-        kwargs = {a: draw.choice(VALUES) for a in chosen}
+        values = draw.choice((VALUES, SENSIBLE, SENSIBLE))
+        kwargs = {a: draw.choice(values) for a in chosen}
         try:
             tx = build(name, kwargs)
         except (ValueError, TypeError):
