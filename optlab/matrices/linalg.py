@@ -31,8 +31,8 @@ def safe_sqrt(x: ArrayLike) -> jax.Array:
     Of a sum of squares that is the derivative of least length, and what multiplies it
     is 0 there.
     """
-    positive = jnp.greater(x, 0)
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    zero = jnp.equal(x, 0)
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
 def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
@@ -327,7 +327,7 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
     eye = jnp.eye(_LANCZOS_STEPS, dtype=x.dtype)[None]
     nodes, vectors = _eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
     weights = jnp.square(vectors[:, 0]) * (m / start.shape[1])
-    values = safe_sqrt(nodes)
+    values = safe_sqrt(jnp.maximum(nodes, 0.0))
     first, second, third, fourth = (jnp.sum(weights * values**k) for k in (1, 2, 3, 4))
     # The covariance of the probes' error in tr A^(1/2) with that in tr A = 1.
     slope = third / jnp.where(fourth > 0, fourth, 1.0)

@@ -171,8 +171,8 @@ def scale_by_adahessian(
             root = safe_sqrt(v) / jnp.sqrt(bias_correction(b2, n, v.dtype))
             momentum = m / bias_correction(b1, t, v.dtype)
             # A power of 0 has no derivative.
-            power = jnp.where(root > 0, root, 1.0) ** hessian_power
-            power = jnp.where(root > 0, power, jnp.equal(hessian_power, 0))
+            power = jnp.where(root == 0, 1.0, root) ** hessian_power
+            power = jnp.where(root == 0, jnp.equal(hessian_power, 0), power)
             return momentum / (power + eps)
 
         directions = jax.tree.map(direction, mu, nu)
