@@ -16,6 +16,7 @@ from optlab.gradients.curvature import (
 from optlab.gradients.curvature import (
     value_grad_and_periodic_hessian_diag as value_grad_and_periodic_hessian_diag,
 )
+from optlab.inject import inject_hyperparams as inject_hyperparams
 from optlab.matrices.coefficients.presets import fit_coefficients as fit_coefficients
 from optlab.matrices.orthogonalize import orthogonalize as orthogonalize
 from optlab.optimizers.adahessian import adahessian as adahessian
@@ -52,3 +53,5 @@ from optlab.wrappers.noise import noise_adaptive as noise_adaptive
 from optlab.wrappers.outliers import clip_outliers as clip_outliers
 from optlab.wrappers.spikes import clip_spikes as clip_spikes
 from optlab.wrappers.spikes import reset_every as reset_every
+
+__version__ = "0.1.0"

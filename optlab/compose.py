@@ -106,6 +106,16 @@ def by_role(
     return partition({"matrix": matrices, "adam": others}, labels)
 
 
+def scale_by_adam(
+    b1: Any, b2: Any, eps: Any, mu_dtype: Any = None, *, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """optax's, whose derivative is finite at a second moment of zero too."""
+    least = float(jnp.finfo(jnp.float32).tiny)  # Too little to change a step.
+    return optax.scale_by_adam(
+        b1, b2, eps, eps_root=least, mu_dtype=mu_dtype, nesterov=nesterov
+    )
+
+
 def descend(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule | None,
@@ -221,7 +231,7 @@ def matrix_optimizer(
     learning_rate: Rate,
     options: MatrixOptions,
     *,
-    adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
+    adam: Callable[..., optax.GradientTransformation] = scale_by_adam,
     decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.

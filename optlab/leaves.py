@@ -13,7 +13,7 @@ import optax
 
 from optlab.matrices.buckets import Distribute
 from optlab.roles import leaf_name
-from optlab.state import say
+from optlab.state import check_fit, say
 
 
 def over_leaves(
@@ -48,12 +48,14 @@ def over_leaves(
     def update(updates, state, params=None, **extra):
         with jax.numpy_dtype_promotion("standard"):
             if not any(map(_is_odd, jax.tree.leaves(updates, is_leaf=_is_none))):
+                check_fit(init_fn, updates, state)
                 return update_fn(updates, state, params, **extra)
 
             def rest(tree):
                 return _without_odd_leaves(tree, updates)
 
             gradients = rest(updates)
+            check_fit(init_fn, gradients, state)
             own = _part(state, jax.eval_shape(init_fn, gradients))
             more = {name: _if_like(updates, rest, x) for name, x in extra.items()}
             params = None if params is None else rest(params)
@@ -94,12 +96,6 @@ def _part(state: Any, wanted: Any) -> Any:
     """The leaves of a state that are in `wanted` too."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(state))
     paths, treedef = jax.tree_util.tree_flatten_with_path(wanted)
-    lost = [leaf_name(path) for path, _ in paths if path not in leaves]
-    if lost:
-        raise ValueError(
-            f"state: {lost[0]!r} is not in it; it was made for parameters without this "
-            "leaf, which has a gradient now"
-        )
     return treedef.unflatten([leaves[path] for path, _ in paths])
 
 

@@ -6,10 +6,12 @@ all of them hand the parameters down to every transform's `init`.
 """
 
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+
+from optlab.roles import leaf_name
 
 _SAID: contextvars.ContextVar[dict[str, dict[Any, Any]] | None] = (
     contextvars.ContextVar("said", default=None)
@@ -68,6 +70,43 @@ def owning_parameter(path: Any, parameters: Any) -> Any:
         if tuple(path[start:]) in parameters:
             return tuple(path[start:])
     return None
+
+
+def check_fit(init: Callable[[Any], Any], updates: Any, state: Any) -> None:
+    """Raises `ValueError` if a state was made for other shapes or other roles.
+
+    What the state must hold is what `init` would make of the gradients. More may be
+    in it, for leaves that have no gradient in this call.
+
+    Args:
+      init: of the transform that the state is of.
+      updates: the gradients.
+      state: the transform's.
+
+    Raises:
+      ValueError: the message names the first leaf that does not fit.
+    """
+    shapes = {
+        tuple(path): tuple(getattr(leaf, "shape", ()))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    leaves = {
+        tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    wanted = jax.eval_shape(init, updates)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        found = shapes.get(tuple(path))
+        if found == leaf.shape:
+            continue
+        name = owner = leaf_name(path)
+        if (parameter := owning_parameter(path, leaves)) is not None:
+            owner = leaf_name(parameter)
+        needs = "is missing" if found is None else f"has shape {found}"
+        of = "" if parameter is None else f" of shape {leaves[parameter].shape}"
+        raise ValueError(
+            f"state: {owner!r}{of} does not fit the state, where {name!r} of shape "
+            f"{leaf.shape} {needs}; the state was made for other shapes or other roles"
+        )
 
 
 def say(subject: str, params: Any, value: Any) -> None:

@@ -25,6 +25,16 @@ def matmul(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return jnp.asarray(jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
 
 
+def safe_sqrt(x: ArrayLike) -> jax.Array:
+    """The square root, with a derivative of 0 at 0, where its own is infinite.
+
+    Of a sum of squares that is the derivative of least length, and what multiplies it
+    is 0 there.
+    """
+    zero = jnp.equal(x, 0)
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
 def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
     """Root of the sum of squares, without overflow or underflow of the squares."""
     y, scale = _near_one(x, axis)
@@ -44,7 +54,7 @@ def _near_one(x: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _plain_norm(x: jax.Array, axis: Any) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+    return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
 
 
 def unit(x: jax.Array, axis: Any, eps: ArrayLike = 0.0) -> jax.Array:
@@ -63,7 +73,8 @@ def cap_norm(x: jax.Array) -> jax.Array:
     cap = float(jnp.finfo(x.dtype).max) ** 0.4
     y, scale = _near_one(x, (-2, -1))
     norm = _plain_norm(y, (-2, -1))
-    return jnp.where(norm > cap / scale, y * (cap / norm), x)
+    above = norm > cap / scale
+    return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
 
 
 def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -89,9 +100,66 @@ def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 
 
 @_one_at_a_time
+def _reflected(x: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(x)[0]
+
+
+@jax.custom_jvp
 def _householder(x: jax.Array) -> jax.Array:
     """The orthogonal factor of the reduced QR."""
-    return jnp.linalg.qr(x)[0]
+    return _reflected(x)
+
+
+def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
+    """The derivative of the orthogonal factor `Q` of `X = Q R`.
+
+    Columns that depend on earlier ones have any completion for theirs, which is taken
+    to stand still.
+    """
+    r = matmul(q.mT, x)
+    pivots = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+    lengths = jnp.max(jnp.abs(x), axis=-2) * math.sqrt(x.shape[-2])
+    good = pivots > 1e3 * float(jnp.finfo(x.dtype).eps) * lengths
+    eye = jnp.broadcast_to(jnp.eye(r.shape[-1], dtype=r.dtype), r.shape)
+    r = jnp.where(good[..., None, :] & good[..., :, None], jnp.triu(r), eye)
+    moved = lax.linalg.triangular_solve(
+        r, jnp.where(good[..., None, :], dx, 0.0), left_side=False, lower=False
+    )
+    inside = matmul(q.mT, moved)
+    lower = jnp.tril(inside, -1)
+    return moved - matmul(q, inside) + matmul(q, lower - lower.mT)
+
+
+@_householder.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    q = _householder(x)
+    return q, _orthogonal_tangent(x, q, dx)
+
+
+@jax.custom_jvp
+def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors of symmetric matrices, in ascending order.
+
+    The derivative leaves vectors of one eigenvalue as they are within their span,
+    which is right for whatever does not depend on the choice among them.
+    """
+    values, vectors = jnp.linalg.eigh(x)
+    return values, vectors
+
+
+@_eigh.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    values, vectors = _eigh(x)
+    inside = matmul(vectors.mT, matmul((dx + dx.mT) / 2, vectors))
+    gaps = values[..., None, :] - values[..., :, None]
+    largest = jnp.max(jnp.abs(values), axis=-1)[..., None, None]
+    least = 1e2 * float(jnp.finfo(x.dtype).eps) * largest
+    apart = jnp.abs(gaps) > least
+    turn = jnp.where(apart, inside / jnp.where(apart, gaps, 1.0), 0.0)
+    new = jnp.diagonal(inside, axis1=-2, axis2=-1), matmul(vectors, turn)
+    return (values, vectors), new
 
 
 @_one_at_a_time
@@ -111,13 +179,14 @@ def leading_left_singular_vectors(x: jax.Array, rank: int) -> jax.Array:
     """
     m, n = x.shape[-2:]
     if m <= n:
-        vectors = jnp.linalg.eigh(matmul(x, x.mT))[1]
+        vectors = _eigh(matmul(x, x.mT))[1]
         return vectors[..., ::-1][..., :rank]
-    vectors = jnp.linalg.eigh(matmul(x.mT, x))[1]
+    vectors = _eigh(matmul(x.mT, x))[1]
     images = matmul(x, vectors[..., ::-1][..., :rank])
     return orthonormal_basis(images)
 
 
+@jax.custom_jvp
 def orthonormal_basis(x: jax.Array) -> jax.Array:
     """The orthogonal factor of the reduced QR of `(..., m, r)`, `r <= m`.
 
@@ -145,6 +214,13 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
     excess = jnp.abs(gram - jnp.broadcast_to(eye, gram.shape))
     good = jnp.all(jnp.sum(excess, axis=-1) < 0.5)
     return lax.cond(good, lambda: twice, lambda: _householder(x))
+
+
+@orthonormal_basis.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    q = orthonormal_basis(x)
+    return q, _orthogonal_tangent(x, q, dx)
 
 
 def subspace_step(
@@ -175,7 +251,7 @@ def eigenbasis(gram: jax.Array, rank: int | None = None) -> jax.Array:
     With `rank` below `m` the others, of a null space, are the completion that leans
     on the first coordinates, so that it is the same however the matrix was rounded.
     """
-    vectors = jnp.linalg.eigh(_unit_scale(gram))[1][..., ::-1]
+    vectors = _eigh(_unit_scale(gram))[1][..., ::-1]
     m = gram.shape[-1]
     if rank is None or rank >= m:
         return vectors
@@ -232,28 +308,33 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
     start = jnp.asarray(np.linalg.qr(probes)[0], x.dtype)
     norm = frobenius_norm(x)
     y = x / jnp.where(norm > 0, norm, 1.0)
+    least = 10 * float(jnp.finfo(x.dtype).eps)
 
     def step(carry, _):
         before, v, off = carry
         w = matmul(y, matmul(y.mT, v)) - off * before
         diagonal = jnp.sum(v * w, 0, keepdims=True)
         w = w - diagonal * v
-        off = jnp.sqrt(jnp.sum(jnp.square(w), 0, keepdims=True))
-        return (v, w / jnp.where(off > 0, off, 1.0), off), (diagonal[0], off[0])
+        off = safe_sqrt(jnp.sum(jnp.square(w), 0, keepdims=True))
+        # The space is exhausted where rounding is left of it.
+        off = jnp.where(off > least, off, 0.0)
+        new = jnp.where(off > 0, w / jnp.where(off > 0, off, 1.0), 0.0)
+        return (v, new, off), (diagonal[0], off[0])
 
     carry = (jnp.zeros_like(start), start, jnp.zeros_like(start[:1]))
     _, (diagonal, off) = lax.scan(step, carry, length=_LANCZOS_STEPS)
     upper = jnp.eye(_LANCZOS_STEPS, k=1, dtype=x.dtype)[None] * off.T[:, :, None]
     eye = jnp.eye(_LANCZOS_STEPS, dtype=x.dtype)[None]
-    nodes, vectors = jnp.linalg.eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
+    nodes, vectors = _eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
     weights = jnp.square(vectors[:, 0]) * (m / start.shape[1])
-    values = jnp.sqrt(jnp.maximum(nodes, 0.0))
+    values = safe_sqrt(jnp.maximum(nodes, 0.0))
     first, second, third, fourth = (jnp.sum(weights * values**k) for k in (1, 2, 3, 4))
     # The covariance of the probes' error in tr A^(1/2) with that in tr A = 1.
     slope = third / jnp.where(fourth > 0, fourth, 1.0)
     return norm * jnp.clip(first - slope * (second - 1), 1.0, math.sqrt(m))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def quantile(x: jax.Array, q: float) -> jax.Array:
     """The `q`-quantile of the non-negative entries of each matrix, exactly.
 
@@ -268,6 +349,30 @@ def quantile(x: jax.Array, q: float) -> jax.Array:
     Returns:
       Shape `(..., 1, 1)`.
     """
+    lower, upper, fraction = _neighbours(x, q)
+    return lower if fraction == 0 else lower + fraction * (upper - lower)
+
+
+@quantile.defjvp
+def _(q, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    lower, upper, fraction = _neighbours(x, q)
+
+    def moved(value: jax.Array) -> jax.Array:
+        """The mean movement of the entries that have this value."""
+        there = x == value
+        count = jnp.sum(there, axis=(-2, -1), keepdims=True)
+        total = jnp.sum(jnp.where(there, dx, 0.0), axis=(-2, -1), keepdims=True)
+        return total / jnp.maximum(count, 1).astype(x.dtype)
+
+    value = quantile(x, q)
+    if fraction == 0:
+        return value, moved(lower)
+    return value, moved(lower) + fraction * (moved(upper) - moved(lower))
+
+
+def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
+    """The entries on either side of the quantile, and its way from one to the other."""
     bits = 8 * x.dtype.itemsize
     keys = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
     position = q * (x.shape[-2] * x.shape[-1] - 1)
@@ -287,5 +392,4 @@ def quantile(x: jax.Array, q: float) -> jax.Array:
     above = jnp.where(keys > low, x, jnp.inf)
     following = jnp.min(above, axis=(-2, -1), keepdims=True)
     upper = jnp.where(count(low) > rank + 1, lower, following)
-    fraction = position - rank
-    return lower if fraction == 0 else lower + fraction * (upper - lower)
+    return lower, upper, position - rank

@@ -51,6 +51,7 @@ from optlab.compose import (
 )
 from optlab.gradients.curvature import is_hessian_step
 from optlab.leaves import over_leaves
+from optlab.matrices.linalg import safe_sqrt
 from optlab.options import (
     DecayOptions,
     LeafOptions,
@@ -178,9 +179,12 @@ def scale_by_adahessian(
         )
 
         def direction(m, v):
-            root = jnp.sqrt(v) / jnp.sqrt(bias_correction(b2, n, v.dtype))
+            root = safe_sqrt(v) / jnp.sqrt(bias_correction(b2, n, v.dtype))
             momentum = m / bias_correction(b1, t, v.dtype)
-            return momentum / (root**hessian_power + eps)
+            # A power of 0 has no derivative.
+            power = jnp.where(root == 0, 1.0, root) ** hessian_power
+            power = jnp.where(root == 0, jnp.equal(hessian_power, 0), power)
+            return momentum / (power + eps)
 
         directions = jax.tree.map(direction, mu, nu)
         new_state = ScaleByAdaHessianState(

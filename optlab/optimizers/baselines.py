@@ -5,7 +5,7 @@ from typing import Unpack
 import optax
 
 from optlab import checks
-from optlab.compose import descend
+from optlab.compose import descend, scale_by_adam
 from optlab.options import DecayOptions, LeafOptions, Number, Rate, pick, takes
 
 
@@ -37,7 +37,7 @@ def adamw(
     checks.non_negative(eps=eps)
     mu_dtype = options.get("mu_dtype")
     checks.dtype(mu_dtype=mu_dtype)
-    direction = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+    direction = scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
     return descend(direction, learning_rate, **pick(DecayOptions, options))
 
 

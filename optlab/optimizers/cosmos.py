@@ -59,6 +59,7 @@ from optlab.matrices.linalg import (
     frobenius_norm,
     leading_left_singular_vectors,
     matmul,
+    safe_sqrt,
     subspace_step,
     unit,
 )
@@ -116,7 +117,7 @@ def _directions(
     inside = jnp.where(lengths > rounding, inside, 0.0)
     rest = jnp.where(_norm(rest) > rounding, rest, 0.0)
     correction = jnp.sqrt(bias_correction(b2, t, x.dtype))
-    adapted = matmul(new_basis, inside / (jnp.sqrt(nu) / correction + eps))
+    adapted = matmul(new_basis, inside / (safe_sqrt(nu) / correction + eps))
     ortho = _unit_rms(orthogonalize(rest, steps=ns_steps, dtype=ns_dtype), eps)
     return _unit_rms(adapted + gamma * ortho, eps), new_basis, covariance, nu
 

@@ -46,6 +46,7 @@ from optlab.compose import (
     bias_correction,
     cast_like,
     matrix_optimizer,
+    scale_by_adam,
     to_state_dtype,
     zero_state,
 )
@@ -254,5 +255,5 @@ def muon(
         direction,
         learning_rate,
         options,
-        adam=partial(optax.scale_by_adam, nesterov=adam_nesterov),
+        adam=partial(scale_by_adam, nesterov=adam_nesterov),
     )

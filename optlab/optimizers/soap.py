@@ -44,13 +44,20 @@ from optlab.compose import (
     bias_correction,
     cast_like,
     matrix_optimizer,
+    scale_by_adam,
     state_dtype,
     to_state_dtype,
     zero_state,
 )
 from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute, map_matrices
-from optlab.matrices.linalg import cap_norm, eigenbasis, matmul, refresh_eigenbasis
+from optlab.matrices.linalg import (
+    cap_norm,
+    eigenbasis,
+    matmul,
+    refresh_eigenbasis,
+    safe_sqrt,
+)
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import View, as_rule, tree_views
 
@@ -94,7 +101,7 @@ def _directions(
 
     def step():
         new_nu = b2 * nu + (1 - b2) * jnp.square(rotate(g, back=False))
-        adapted = rotate(x, back=False) / (jnp.sqrt(new_nu) + eps)
+        adapted = rotate(x, back=False) / (safe_sqrt(new_nu) + eps)
         root = jnp.sqrt(bias_correction(b2, count, g.dtype))
         size = root / bias_correction(b1, count, g.dtype)
         return size * rotate(adapted, back=True), new_nu
@@ -225,7 +232,7 @@ class FromSecondCallState(NamedTuple):
 
 def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
     """Adam that neither sees nor answers the first gradient, as in SOAP's code."""
-    adam = optax.scale_by_adam(*args, **kwargs)
+    adam = scale_by_adam(*args, **kwargs)
 
     def init_fn(params):
         return FromSecondCallState(jnp.zeros([], jnp.int32), adam.init(params))

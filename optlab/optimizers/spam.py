@@ -56,6 +56,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.leaves import over_leaves
+from optlab.matrices.linalg import safe_sqrt
 from optlab.options import (
     DecayOptions,
     LeafOptions,
@@ -205,7 +206,7 @@ def scale_by_spam(
                 scale *= restart_warmup(
                     t, position, reset_interval, warmup_steps, g.dtype
                 )
-            return scale * (m / (jnp.sqrt(v) + eps)), m, v
+            return scale * (m / (safe_sqrt(v) + eps)), m, v
 
         def step_leaf(i, path, g, m, v):
             view, wide = sparse_view(path, g), g.astype(state_dtype(g))

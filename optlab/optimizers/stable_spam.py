@@ -46,7 +46,7 @@ from optlab.compose import (
     zero_state,
 )
 from optlab.leaves import over_leaves
-from optlab.matrices.linalg import frobenius_norm
+from optlab.matrices.linalg import frobenius_norm, safe_sqrt
 from optlab.options import (
     DecayOptions,
     LeafOptions,
@@ -152,7 +152,7 @@ def scale_by_stable_spam(
         seen = jnp.minimum(norm, float(jnp.finfo(dtype).max) ** 0.4853)
         mean = norm1 * mean + (1 - norm1) * seen
         square = gamma2 * square + (1 - gamma2) * jnp.square(seen)
-        target = corrected(mean, norm1) / (jnp.sqrt(corrected(square, gamma2)) + eps)
+        target = corrected(mean, norm1) / (safe_sqrt(corrected(square, gamma2)) + eps)
         norm = jnp.expand_dims(jnp.where(norm > 0, norm, 1.0), axes)
         g = g / norm * target
 
@@ -161,7 +161,7 @@ def scale_by_stable_spam(
         m, v = (jnp.where(position == 0, 0.0, x) for x in (m, v))
         m = decay1 * m + (1 - decay1) * g
         v = b2 * v + (1 - b2) * jnp.square(g)
-        root = jnp.sqrt(v / bias_correction(b2, since, dtype))
+        root = safe_sqrt(v / bias_correction(b2, since, dtype))
         direction = m / bias_correction(decay1, since, dtype) / (root + eps)
         return direction, m, v, q, mean, square
 

@@ -17,6 +17,7 @@ import optax
 from optlab import checks
 from optlab.compose import cast_like, state_dtype, to_state_dtype, zero_state
 from optlab.leaves import over_leaves
+from optlab.matrices.linalg import safe_sqrt
 from optlab.options import Number
 
 
@@ -164,7 +165,7 @@ def clip_to_moment(
     g: jax.Array, v: jax.Array, threshold: Any, active: jax.Array
 ) -> jax.Array:
     """`sign(g) min(|g|, sqrt(threshold v))` where `v > 0`, if `active`."""
-    limit = threshold**0.5 * jnp.sqrt(v)  # The product itself may overflow.
+    limit = safe_sqrt(threshold) * safe_sqrt(v)  # The product itself may overflow.
     spike = active & (threshold > 0) & (v > 0) & (jnp.abs(g) > limit)
     return jnp.where(spike, jnp.sign(g) * limit, g)
 

@@ -1,0 +1,89 @@
+"""Numbers of an optimizer that live in its state: `optax.inject_hyperparams`, set up.
+
+Which arguments may be arrays, a factory's signature says. Those are arguments without
+a default or with one that is a plain float, and those that take a schedule. What is
+annotated as `float`, `int`, `bool` or `str` must be plain.
+"""
+
+import functools
+import inspect
+import numbers
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_PLAIN = frozenset({float, int, bool, str, "float", "int", "bool", "str"})
+
+
+def inject_hyperparams(
+    factory: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """A factory whose numbers stand in the state, where a loop may change them.
+
+    Numbers and schedules that the caller gives are injected, in float32. What sets
+    shapes, loops, choices, dtypes, roles or masks stays as it is, and so do the
+    defaults of what is not given.
+
+    Example:
+      >>> import jax.numpy as jnp, optlab
+      >>> tx = optlab.inject_hyperparams(optlab.cosmos)(learning_rate=1e-2, rank=8)
+      >>> state = tx.init({"kernel": jnp.ones((6, 4))})
+      >>> state.hyperparams["learning_rate"] = jnp.float32(1e-3)
+      >>> print(optlab.current_learning_rate(state)["learning_rate"])
+      0.001
+
+    Args:
+      factory: `factory(learning_rate, **kwargs)`, of this library, of optax or any
+        other.
+
+    Returns:
+      The factory's like, with its signature. It raises what the factory raises.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def injected(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        factory(*args, **kwargs)  # An array in the place of a number is not checked.
+        given = signature.bind(*args, **kwargs).arguments
+        names = {n for n in given if _is_injected(signature.parameters[n], given[n])}
+        values = {
+            n: float(x) if isinstance(x, numbers.Real) and n in names else x
+            for n, x in given.items()
+        }
+        make = optax.inject_hyperparams(
+            factory,
+            static_args=tuple(signature.parameters.keys() - names),
+            hyperparam_dtype=jnp.float32,
+        )
+        return make(**values)
+
+    return injected
+
+
+def takes_array(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is by its signature a number that may be an array."""
+    if parameter.annotation in _PLAIN:
+        return False
+    return parameter.default is parameter.empty or isinstance(parameter.default, float)
+
+
+def _is_injected(parameter: inspect.Parameter, value: Any) -> bool:
+    """Whether a value that was given for an argument is a number for the state."""
+    if isinstance(value, bool):
+        return False
+    number = isinstance(value, numbers.Real | jax.Array | np.ndarray)
+    if not number and not callable(value):
+        return False
+    if takes_array(parameter) or _takes_schedules(parameter.annotation):
+        return True
+    return number and parameter.default is None and parameter.annotation not in _PLAIN
+
+
+def _takes_schedules(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return "Schedule" in annotation
+    return set(get_args(optax.ScalarOrSchedule)) <= set(get_args(annotation))
