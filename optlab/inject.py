@@ -47,9 +47,10 @@ def inject_hyperparams(
 
     @functools.wraps(factory)
     def injected(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
-        factory(*args, **kwargs)  # An array in the place of a number is not checked.
         given = signature.bind(*args, **kwargs).arguments
         names = {n for n in given if _is_injected(signature.parameters[n], given[n])}
+        # Arrays in the place of numbers are not checked: the first numbers are now.
+        factory(**{n: _first(x) if n in names else x for n, x in given.items()})
         values = {
             n: float(x) if isinstance(x, numbers.Real) and n in names else x
             for n, x in given.items()
@@ -81,6 +82,11 @@ def _is_injected(parameter: inspect.Parameter, value: Any) -> bool:
     if takes_array(parameter) or _takes_schedules(parameter.annotation):
         return True
     return number and parameter.default is None and parameter.annotation not in _PLAIN
+
+
+def _first(value: Any) -> Any:
+    """The number itself, or a schedule's at step 0."""
+    return float(value(0)) if callable(value) else value
 
 
 def _takes_schedules(annotation: Any) -> bool:

@@ -159,7 +159,7 @@ def test_half_precision_products_move_the_update_little():
         ({"ns_coeffs": "dion", "ns_steps": 4}, r"4 steps, got \(5, 3\) of 'dion'"),
         ({"ns_coeffs": [TRIPLE] * 4}, "for 5 steps"),
         ({"normalize": "spectral"}, "normalize must be one of"),
-        ({"consistent_rms": 0.0}, "consistent_rms must be > 0"),
+        ({"consistent_rms": 0.0}, "consistent_rms must be a number > 0"),
     ],
 )
 def test_a_wrong_argument_is_named(kwargs, message):
