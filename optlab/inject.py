@@ -86,7 +86,8 @@ def _is_injected(parameter: inspect.Parameter, value: Any) -> bool:
 
 def _first(value: Any) -> Any:
     """The number itself, or a schedule's at step 0."""
-    return float(value(0)) if callable(value) else value
+    schedule: Any = value
+    return float(schedule(0)) if callable(value) else value
 
 
 def _takes_schedules(annotation: Any) -> bool:
