@@ -94,9 +94,9 @@ def check_fit(init: Callable[[Any], Any], updates: Any, state: Any) -> None:
         tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
     }
     wanted = jax.eval_shape(init, updates)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+    for path, _, is_factor, leaf in state_leaves(wanted):
         found = shapes.get(tuple(path))
-        if found == leaf.shape:
+        if found == leaf.shape or (is_factor and _is_slice(found, leaf.shape)):
             continue
         name = owner = leaf_name(path)
         if (parameter := owning_parameter(path, leaves)) is not None:
@@ -107,6 +107,11 @@ def check_fit(init: Callable[[Any], Any], updates: Any, state: Any) -> None:
             f"state: {owner!r}{of} does not fit the state, where {name!r} of shape "
             f"{leaf.shape} {needs}; the state was made for other shapes or other roles"
         )
+
+
+def _is_slice(found: tuple[int, ...] | None, whole: tuple[int, ...]) -> bool:
+    """Whether a factor is a part of its stack, as inside `jax.shard_map`."""
+    return bool(found) and found[1:] == whole[1:] and whole[0] % max(found[0], 1) == 0
 
 
 def say(subject: str, params: Any, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is the compiler's, and what it makes runs only a few times.
@@ -22,6 +23,9 @@ os.environ.setdefault(
     str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# Runs that tests start must hear a hangup, also where nohup started the tests.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 import pytest

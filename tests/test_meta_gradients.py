@@ -19,7 +19,9 @@ CASES = {
     "lanton, lanczos": ("lanton", {"dual_norm": "lanczos"}),
     "lanton, exact": ("lanton", {"dual_norm": "exact"}),
     "lanton, frobenius": ("lanton", {"dual_norm": "frobenius"}),
-    "soap, every step": ("soap", {"precondition_interval": 1}),
+    # Of the longer side of a gradient some directions are seen later than others, and
+    # what a refresh makes of those before is rounding: there is no derivative then.
+    "soap, every step": ("soap", {"precondition_interval": 1, "one_sided": True}),
     "cosmos, low rank": ("cosmos", {"rank": 2}),
     "spam, sparse": ("spam", {"density": 0.5, "reset_interval": 2, "warmup_steps": 1}),
     "adahessian, root": ("adahessian", {"hessian_power": 0.5}),
