@@ -24,13 +24,12 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-# Runs that tests start must hear a hangup, also where nohup started the tests.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Runs that tests start must hear a hangup, also where nohup started the tests.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
