@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import records
 from experiments.config import UserError
-from experiments.trainer import memory
+from experiments.trainer import identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
@@ -64,7 +64,7 @@ def train(
     program = make_program(config)
     check_wandb(config.train.wandb_project)
     folder = open_workdir(
-        *(workdir, config, program.task.digest),
+        *(workdir, config, program.task.digest, program.task.files),
         overwrite=overwrite,
         new_optimizer=reset_optimizer,
     )
@@ -175,7 +175,7 @@ class _Run:
 
     def _write_config(self) -> None:
         told = {"config": self.config.to_dict(), "overrides": self.overrides}
-        told["data_digest"] = self.program.task.digest
+        told |= identity.of_data(self.program.task.digest, self.program.task.files)
         self.folder.write_json("config.json", told | provenance())
 
     def _write_result(self) -> None:
