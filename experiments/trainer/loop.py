@@ -334,7 +334,8 @@ class _Run:
         steps = done - result["steps"]
         result["seconds"] += elapsed
         result["steps"] = done
-        bad_steps, leaf = values.pop("bad_steps"), values.pop("bad_leaf")
+        bad_steps = values.pop("bad_steps")
+        gradient, update = values.pop("bad_leaf"), values.pop("bad_update")
         record = {
             "step": done,
             **values,
@@ -345,7 +346,11 @@ class _Run:
         }
         if bad_steps:
             names = leaf_names(self.program.abstract.params)
-            where = f"the gradient of {names[leaf]}" if leaf >= 0 else "the loss"
+            where = "the loss"
+            if gradient >= 0:
+                where = f"the gradient of {names[gradient]}"
+            elif update >= 0:
+                where = f"the optimizer's update of {names[update]}"
             record["bad_steps"] = bad_steps
             self.progress.line(
                 f"step {done}: {where} is not finite, skipped ({bad_steps} in a row)"
