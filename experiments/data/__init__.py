@@ -28,7 +28,7 @@ class Source(NamedTuple):
 
 
 # Name in `task.data` -> a source of tokens: `train_batches`, `eval_batches`,
-# `vocab_size`, `digest`.
+# `vocab_size`, `digest`, `files`.
 CORPORA = {
     "stdlib": Source(lambda task: stdlib.load()),
     "installed_sources": Source(

@@ -261,6 +261,11 @@ def load(path: str, vocab_size: int | None = None) -> Corpus:
         validation=tuple(parts["val"].values()),
         vocab_size=size,
         digest=digests.digest(files) if meta is None else meta["digest"],
+        files=(
+            digests.by_file(files)
+            if meta is None
+            else digests.by_hash(files, meta["hashes"])
+        ),
     )
 
 
@@ -298,4 +303,4 @@ def _read_meta(folder: pathlib.Path, parts: dict[str, np.ndarray]) -> dict | Non
                 f"task.path: {folder / name} was changed: its sha256 is not that of "
                 "meta.json"
             )
-    return meta
+    return meta | {"hashes": hashes}

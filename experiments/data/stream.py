@@ -69,7 +69,7 @@ class Stream:
     """A corpus that is read from its beginning to its end, again and again.
 
     `digest` names what is read (data set, subset, tokenizer). The contents are part of
-    it where they are files at hand.
+    it where they are files at hand, and `files` has a hash of each.
     """
 
     def __init__(
@@ -120,12 +120,13 @@ class Stream:
         self._tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         named = [path, subset, text_field, evaluation, tokenizer.digest]
+        self.files: dict[str, str] = {}
         folder = pathlib.Path(path)
         if folder.is_dir():
             files = [file for file in folder.rglob("*") if file.is_file()]
-            named.append(
-                digests.digest({str(file.relative_to(folder)): file for file in files})
-            )
+            by_name = {str(file.relative_to(folder)): file for file in files}
+            named.append(digests.digest(by_name))
+            self.files = digests.by_file(by_name)
         self.digest = hashlib.sha256(repr(named).encode()).hexdigest()
 
     def train_batches(

@@ -1,7 +1,7 @@
 """Windows of long token arrays, and the corpus that is read through them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -94,14 +94,16 @@ class Windows:
 class Corpus:
     """Tokens at hand: parts (files, shards) to train on and to validate.
 
-    `digest` is a hash of the contents. Every batch of mapped files is checked for
-    tokens that are none of the vocabulary, on the host and before the step.
+    `digest` is a hash of the contents. `files` has one of each file that may change, by
+    its name. Every batch of mapped files is checked for tokens that are none of the
+    vocabulary, on the host and before the step.
     """
 
     train: tuple[np.ndarray, ...]
     validation: tuple[np.ndarray, ...]
     vocab_size: int
     digest: str
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
 
     def train_batches(
         self, length: int, batch_size: int, seed: int, process: Process | None = None

@@ -5,7 +5,7 @@ import json
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import records
@@ -46,16 +46,17 @@ class Standings:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        self._digests: dict[str, str] = {}
+        self._data: dict[str, tuple[str, Mapping[str, str]]] = {}
         self._asked: dict[str, dict[str, Any]] = {}
 
     def asked(self, point: Point) -> dict[str, Any]:
         """What a run of the point would train today."""
         if point.name not in self._asked:
             key = json.dumps(point.config.task.to_dict(), sort_keys=True)
-            if key not in self._digests:
-                self._digests[key] = task_of(point).digest
-            self._asked[point.name] = asked(point.config, self._digests[key])
+            if key not in self._data:
+                task = task_of(point)
+                self._data[key] = task.digest, task.files
+            self._asked[point.name] = asked(point.config, *self._data[key])
         return self._asked[point.name]
 
     def result(self, point: Point) -> dict[str, Any] | None:

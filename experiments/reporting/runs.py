@@ -17,7 +17,7 @@ from experiments.config import UserError, nearest
 from experiments.fields import FIELDS
 from experiments.reporting.escape import visible
 from experiments.reporting.thinning import keep, number
-from experiments.trainer.workdir import MAY_CHANGE, flatten_json
+from experiments.trainer.identity import MAY_CHANGE, flatten_json
 
 # Fields that make no other method: a method has many rates and seeds.
 _ASIDE = ("seed", "optimizer.learning_rate", *MAY_CHANGE)

@@ -52,7 +52,7 @@ class Classification:
         self.roles = optlab.default_roles(
             stacked=self.model.stacked, embeddings=self.model.embeddings
         )
-        self.digest = self._images.digest
+        self.digest, self.files = self._images.digest, {}
         self.tokens_per_batch = config.train.batch_size
         self._z_loss = config.model.z_loss
         self._augment = config.task.augment

@@ -26,7 +26,7 @@ class LanguageModel:
         self.roles = optlab.default_roles(
             stacked=self.model.stacked, embeddings=self.model.embeddings
         )
-        self.digest = corpus.digest
+        self.digest, self.files = corpus.digest, corpus.files
         self.tokens_per_batch = config.train.batch_size * config.task.context
         self._corpus = corpus
         self._z_loss = config.model.z_loss

@@ -8,16 +8,45 @@ from typing import Any
 import ml_collections
 
 from experiments.config import base, flatten
-from experiments.trainer.workdir import MAY_CHANGE, flatten_json
+from experiments.data import digests
 
+# Fields that may differ when a run goes on: the training is the same, but for the
+# order in which a mesh adds up.
+MAY_CHANGE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.max_bad_steps",
+    "train.diagnostics_every",
+    "train.wandb_project",
+    "mesh.data",
+    "mesh.model",
+    "mesh.slice",
+    "mesh.mode",
+)
 # Without one of these files a folder holds no run.
 _SIGNS = ("config.json", "result.json", "metrics.jsonl", "checkpoints")
 
 
-def asked(config: ml_collections.ConfigDict, digest: str) -> dict[str, Any]:
+def asked(
+    config: ml_collections.ConfigDict, digest: str, files: Mapping[str, str]
+) -> dict[str, Any]:
     """What a config and its data ask for, by dotted path, as config.json has it."""
     fields = json.loads(json.dumps(flatten(config)))
-    return _lasting(fields | {"data_digest": digest})
+    return _lasting(fields | of_data(digest, files))
+
+
+def of_data(digest: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """What config.json has of the data; `data_files` only of data that are files."""
+    return {"data_digest": digest} | ({"data_files": dict(files)} if files else {})
+
+
+def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the content of a config.json asked for."""
+    files = content.get("data_files")
+    known = files if isinstance(files, Mapping) else {}
+    data = of_data(content["data_digest"], known)
+    return _lasting(flatten_json(content["config"]) | data)
 
 
 def trained(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -25,25 +54,46 @@ def trained(folder: pathlib.Path) -> dict[str, Any] | None:
     if not any((folder / name).exists() for name in _SIGNS):
         return None
     try:
-        recorded = json.loads((folder / "config.json").read_text())
-        fields = flatten_json(recorded["config"])
-        return _lasting(fields | {"data_digest": recorded["data_digest"]})
+        return recorded(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first field that differs, with both values; empty if none does.
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that differ, each with both values, or with the file that differs.
 
-    A field that is younger than the run had its default.
+    A field that is younger than the run had its default. A name comes before its
+    arguments: it says more than what follows from it.
     """
+    before = _lasting(flatten(base())) | dict(before)
+    found = {}
+    fields = before.keys() | now.keys()
+    for field in sorted(fields - {"data_files"}, key=lambda x: (".kwargs." in x, x)):
+        old, new = before.get(field), now.get(field)
+        if old != new:
+            found[field] = f"{field}={old!r}, not {new!r}"
+    if "data_digest" in found:
+        files = before.get("data_files", {}), now.get("data_files", {})
+        found["data_digest"] = digests.changed_file(*files) or found["data_digest"]
+    return found
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first of `changes`; empty if there is none."""
     if not before:
         return "an unreadable config.json"
-    before = _lasting(flatten(base())) | dict(before)
-    for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field):
-            return f"{field}={before.get(field)!r}, not {now.get(field)!r}"
-    return ""
+    return next(iter(changes(before, now).values()), "")
+
+
+def flatten_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted path."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten_json(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import records
 from experiments.config import UserError
-from experiments.trainer import memory
+from experiments.trainer import identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
@@ -64,7 +64,7 @@ def train(
     program = make_program(config)
     check_wandb(config.train.wandb_project)
     folder = open_workdir(
-        *(workdir, config, program.task.digest),
+        *(workdir, config, program.task.digest, program.task.files),
         overwrite=overwrite,
         new_optimizer=reset_optimizer,
     )
@@ -175,7 +175,7 @@ class _Run:
 
     def _write_config(self) -> None:
         told = {"config": self.config.to_dict(), "overrides": self.overrides}
-        told["data_digest"] = self.program.task.digest
+        told |= identity.of_data(self.program.task.digest, self.program.task.files)
         self.folder.write_json("config.json", told | provenance())
 
     def _write_result(self) -> None:
@@ -334,7 +334,8 @@ class _Run:
         steps = done - result["steps"]
         result["seconds"] += elapsed
         result["steps"] = done
-        bad_steps, leaf = values.pop("bad_steps"), values.pop("bad_leaf")
+        bad_steps = values.pop("bad_steps")
+        gradient, update = values.pop("bad_leaf"), values.pop("bad_update")
         record = {
             "step": done,
             **values,
@@ -345,7 +346,11 @@ class _Run:
         }
         if bad_steps:
             names = leaf_names(self.program.abstract.params)
-            where = f"the gradient of {names[leaf]}" if leaf >= 0 else "the loss"
+            where = "the loss"
+            if gradient >= 0:
+                where = f"the gradient of {names[gradient]}"
+            elif update >= 0:
+                where = f"the optimizer's update of {names[update]}"
             record["bad_steps"] = bad_steps
             self.progress.line(
                 f"step {done}: {where} is not finite, skipped ({bad_steps} in a row)"

@@ -172,8 +172,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
     """Builds the pure function that the loop compiles.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they
-    are; it is counted in `bad_steps`.
+    A step whose loss, gradient or update is not finite leaves parameters and optimizer
+    as they are; it is counted in `bad_steps`.
 
     Args:
       task: what is trained.
@@ -190,25 +190,44 @@ def make_train_step(
     def step(state, batches, peaks):
         prepared = prepare(state, batches)
         loss, aux, grads, extra, grad_norm, grad_norm_l1, finite = prepared
-        good = finite.all() & jnp.isfinite(loss)
+        sound = finite.all() & jnp.isfinite(loss)
         opt_state = set_rates(state.opt_state, peaks, schedule(state.step))
 
         def update():
             updates, new = tx.update(grads, opt_state, state.params, **extra)
-            size = sum(leaf.size for leaf in jax.tree.leaves(updates))
-            update_rms = optax.tree.norm(updates) / jnp.sqrt(size)
-            params = optax.apply_updates(state.params, updates)
-            ema = state.ema
-            if ema:
-                new_params = optax.tree.cast_like(params, ema)
-                ema = optax.incremental_update(new_params, ema, 1 - ema_decay)
-            return params, new, ema, update_rms
+            updates = optax.tree.cast_like(updates, grads)
+            return updates, new, optax.tree.norm(updates)
 
-        def skip():
-            return state.params, opt_state, state.ema, jnp.zeros_like(grad_norm)
+        def skip():  # what stands for the updates is not used
+            return grads, opt_state, jnp.zeros_like(grad_norm)
 
         # Not a select: an eigendecomposition of NaN may take for ever.
-        params, opt_state, ema, update_rms = jax.lax.cond(good, update, skip)
+        updates, new, norm = jax.lax.cond(sound, update, skip)
+        leaves = jax.tree.leaves(updates)
+        # The norm is recorded anyway. Leaves are looked at only where it is not finite:
+        # squares may be too large for the dtype where the new parameters are not.
+        made = jax.lax.cond(
+            jnp.isfinite(norm),
+            lambda *_: jnp.ones(len(leaves), bool),
+            lambda *x: jnp.stack([jnp.isfinite(p + u).all() for p, u in _by_leaf(*x)]),
+            *(state.params, updates),
+        )
+        good = sound & made.all()
+        # A select into the old memory: as much of it as without undoing.
+        params, new_state = jax.tree.map(
+            lambda x, old: jnp.where(good, x, old),
+            (optax.apply_updates(state.params, updates), new),
+            (state.params, opt_state),
+        )
+        ema = state.ema
+        if ema:
+            averaged = optax.incremental_update(
+                optax.tree.cast_like(params, ema), ema, 1 - ema_decay
+            )
+            ema = jax.tree.map(lambda x, old: jnp.where(good, x, old), averaged, ema)
+        size = sum(leaf.size for leaf in leaves)
+        update_rms = jnp.where(good, norm / jnp.sqrt(size), 0)
+        opt_state = new_state
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -228,6 +247,8 @@ def make_train_step(
             "bad_steps": state.bad_steps,
             # The first leaf with a non-finite gradient, -1 where there is none.
             "bad_leaf": jnp.where(finite.all(), -1, jnp.argmin(finite)),
+            # The same of the updates that the optimizer makes of a finite gradient.
+            "bad_update": jnp.where(made.all(), -1, jnp.argmin(made)),
         }
         return state, metrics
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from experiments import records
 from experiments.config import UserError, base, flatten
+from experiments.trainer import identity
 from experiments.trainer.lock import lock
 from experiments.trainer.signals import STOPPED
 
@@ -23,20 +25,6 @@ from experiments.trainer.signals import STOPPED
 _FILES = (
     *("config.json", records.NAME, "result.json", "log.txt"),
     *("tensorboard", "checkpoints", "wandb_id"),
-)
-# Fields that may differ when a run goes on: the training is the same, but for the
-# order in which a mesh adds up.
-MAY_CHANGE = (
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.max_bad_steps",
-    "train.diagnostics_every",
-    "train.wandb_project",
-    "mesh.data",
-    "mesh.model",
-    "mesh.slice",
-    "mesh.mode",
 )
 # What a fresh optimizer state allows to change besides.
 _OF_OPTIMIZER = ("optimizer.", "schedule.", "train.steps")
@@ -69,6 +57,7 @@ class Workdir:
         path: str,
         config,
         digest: str,
+        files: Mapping[str, str] | None = None,
         *,
         overwrite: bool = False,
         new_optimizer: bool = False,
@@ -79,6 +68,7 @@ class Workdir:
           path: of the folder.
           config: of the run to come, or to go on.
           digest: of its data.
+          files: a digest of each of their files, to name one that changed.
           overwrite: remove what an earlier run left.
           new_optimizer: optimizer, schedule and steps may be others than before.
 
@@ -89,10 +79,8 @@ class Workdir:
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.resumes = False
-        self._may_change = MAY_CHANGE + (_OF_OPTIMIZER if new_optimizer else ())
-        # The same form that config.json gives back: a tuple is a list there.
-        self._fields = json.loads(json.dumps(flatten(config)))
-        self._fields["data_digest"] = digest
+        self._new_optimizer = new_optimizer
+        self._asked = identity.asked(config, digest, files or {})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locks = lock(self.path)
@@ -168,22 +156,16 @@ class Workdir:
                 f"--workdir: {self.path} holds {left[0]} without the config of its "
                 "run; put config.json back or choose another folder"
             )
-        # A field that is younger than the folder had its default.
-        before = flatten(base()) | flatten_json(recorded["config"])
-        before["data_digest"] = recorded["data_digest"]
-        # A name first: it says more than what follows from it.
-        fields = sorted(
-            before.keys() | self._fields.keys(), key=lambda x: (".kwargs." in x, x)
-        )
-        changed = [x for x in fields if before.get(x) != self._fields.get(x)]
-        for field in changed:
-            if not field.startswith(self._may_change):
-                old, new = before.get(field), self._fields.get(field)
-                fresh = field.startswith(_OF_OPTIMIZER)
-                raise UserError(
-                    f"--workdir: {self.path} holds a run with {field}={old!r}, "
-                    f"not {new!r}; {choose}{' or --reset_optimizer' if fresh else ''}"
-                )
+        before = flatten(base()) | identity.flatten_json(recorded["config"])
+        changes = identity.changes(identity.recorded(recorded), self._asked)
+        of_optimizer = {x for x in changes if x.startswith(_OF_OPTIMIZER)}
+        for field, said_of in changes.items():
+            if field in of_optimizer and self._new_optimizer:
+                continue
+            fresh = " or --reset_optimizer" if field in of_optimizer else ""
+            raise UserError(
+                f"--workdir: {self.path} holds a run with {said_of}; {choose}{fresh}"
+            )
         result = self._read("result.json", "remove it, and the run goes on") or {}
         reason = result.get("reason")
         if reason == "diverged":
@@ -191,7 +173,7 @@ class Workdir:
                 f"--workdir: {self.path} holds a run that diverged, {choose}"
             )
         done = reason == "completed" and result["steps"] == before["train.steps"]
-        if done and not any(field.startswith(_OF_OPTIMIZER) for field in changed):
+        if done and not of_optimizer:
             return result
         self._look_for_checkpoints(before, reason)
         return None
@@ -353,17 +335,6 @@ def open_workdir(path: str, *arguments: Any, **options: Any) -> Workdir | Follow
     folder = Follower(path)
     folder.result, folder.resumes = {} if complete else None, bool(resumes)
     return folder
-
-
-def flatten_json(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by dotted path."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten_json(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def provenance() -> dict[str, Any]:
