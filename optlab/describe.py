@@ -105,9 +105,7 @@ def describe(
     Raises:
       ValueError: `tx` works with other roles than `rule` says.
     """
-    if isinstance(rule, optax.GradientTransformation) or (
-        tx is not None and not isinstance(tx, optax.GradientTransformation)
-    ):
+    if _is_transform(rule) or (tx is not None and not _is_transform(tx)):
         tx, rule = rule, tx
     transform = cast(optax.GradientTransformation | None, tx)
     with recorded() as asked:
@@ -154,6 +152,11 @@ def describe(
     rules = asked.rules if rule is None and asked.rules else [default]
     notes = [doubts(params, each) for each in rules]
     return Description(rows, {k: text for n in notes for k, (_, text) in n.items()})
+
+
+def _is_transform(x: Any) -> bool:
+    """Whether it is one of optax; `optax.MultiSteps` is none by its type."""
+    return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
 
 
 def _role(role: Any, leaf: Any) -> str:

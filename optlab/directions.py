@@ -52,14 +52,21 @@ def _direction(
     plain = {"constrained": False} if "constrained" in signature.parameters else {}
 
     @functools.wraps(alias)
-    def direction(**kwargs: Any) -> optax.GradientTransformationExtraArgs:
+    def direction(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        name = f"directions.{alias.__name__}()"
+        if args:
+            raise TypeError(
+                f"{name} takes keyword arguments only, and no learning rate"
+            )
         try:
             flat.bind(**kwargs)
         except TypeError as error:
-            raise TypeError(f"directions.{alias.__name__}() {error}") from None
+            raise TypeError(f"{name} {error}") from None
         return optax.chain(alias(1.0, **plain, **kwargs), optax.scale(-1.0))
 
     direction.__signature__ = flat  # type: ignore[attr-defined]
+    # Pickled by their place in this module, not in that of the alias.
+    direction.__module__ = __name__
     direction.__doc__ = (
         f"The direction of :func:`optlab.{alias.__name__}`, of which the arguments are."
     )

@@ -66,6 +66,14 @@ WRAPPED = {
         lambda: optax.inject_hyperparams(optlab.registry.adamw)(1e-2, weight_decay=0.1),
         *(True, NONE.keys()),
     ),
+    "direction": (
+        lambda: optax.chain(
+            optlab.directions.cosmos(rank=2, roles=RULE),
+            optax.add_decayed_weights(0.1, kernel),
+            optax.scale(-1e-2),
+        ),
+        *(True, {"layers/kernel"}),
+    ),
     # Not of this library: whether there is one, and no weight.
     "optax": (lambda: optax.adamw(1e-2), True, NONE.keys()),
     "optax, masked": (
@@ -86,6 +94,8 @@ WRAPPED = {
 def test_decay_is_found_inside_wrappers_and_in_optax(name):
     make_one, weight, where = WRAPPED[name]
     assert decays(make_one()) == {**NONE, **dict.fromkeys(where, weight)}
+    table = optlab.describe(PARAMS, make_one())
+    assert [row.decay for row in table] == list(decays(make_one()).values())
 
 
 def test_the_column_prints_the_weight():
