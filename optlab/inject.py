@@ -44,7 +44,8 @@ def inject_hyperparams(
       The factory's like, with its signature. It raises what the factory raises.
     """
     signature = inspect.signature(factory)
-    name = getattr(factory, "__name__", "the factory")
+    named = factory.func if isinstance(factory, functools.partial) else factory
+    name = getattr(named, "__name__", "factory")
 
     @functools.wraps(factory)
     def injected(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:

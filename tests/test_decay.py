@@ -52,6 +52,16 @@ def decayed():
     return optlab.cosmos(1e-2, rank=2, roles=RULE, weight_decay=0.1)
 
 
+@pytest.mark.parametrize("name", names())
+def test_the_table_has_the_roles_that_the_optimizer_has(name):
+    if "distribute" not in inspect.signature(get(name).factory).parameters:
+        pytest.skip("its steps ask for no roles")
+    for chosen in (RULE, lambda path, leaf: optlab.VECTOR):
+        tx = get(name).factory(1e-2, roles=chosen)
+        expected = [row.role for row in optlab.describe(PARAMS, chosen)]
+        assert [row.role for row in optlab.describe(PARAMS, tx)] == expected
+
+
 LABELS = {"bias": "b", "embed": "a", "layers": "a"}
 WRAPPED = {
     "chain": (lambda: optax.chain(optax.clip(1.0), decayed()), 0.1, NONE.keys()),

@@ -225,7 +225,9 @@ def test_what_cannot_be_known_is_said_once_and_stands_in_the_table(caplog):
     assert sorted(table.doubts) == told
     lines = {line.split()[0]: line for line in str(table).splitlines()}
     assert "as many entries as 'embed'" in lines["unnamed"]
+    assert lines["unnamed"].endswith("as many entries as 'embed'")
     assert "note" in lines["path"]
+    assert str(table).count("default_roles(embeddings=...)") == 1
 
 
 @pytest.mark.parametrize(
@@ -270,6 +272,31 @@ def test_bad_patterns_and_missing_axes_are_named():
         optlab.default_roles(stacked=("(",))
     with pytest.raises(ValueError, match=r"stacked takes 1 axes off 'layers/x'"):
         role_of("layers/x", (), stacked=("layers",))
+
+
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        ("matrix", r"is 'matrix'; allowed are Matrix, Embedding and VECTOR"),
+        (None, r"'a' of shape \(4, 6\) is None"),
+        (Matrix((0,), (5,)), "the leaf has 2 axes"),
+        (Embedding(2), "the leaf has 2 axes"),
+        (Matrix((0,), (-2,)), "rows and columns"),
+        (Matrix((), (0,)), "rows and columns"),
+    ],
+)
+def test_answers_of_a_rule_are_checked(role, text):
+    tx = optlab.cosmos(1e-3, roles=lambda path, leaf: role)
+    with pytest.raises(ValueError, match=text):
+        optlab.describe({"a": jnp.zeros((4, 6))}, tx)
+
+
+def test_axes_of_a_role_may_count_from_the_end():
+    params = {"a": jnp.zeros((3, 4, 6))}
+    tx = optlab.cosmos(1e-3, rank=2, roles={"a": Matrix((-1,), (-2,))})
+    assert optlab.describe(params, tx)[0].role == "3 matrices 6x4"
+    with pytest.raises(ValueError, match=r"the order is describe\(params, tx\)"):
+        optlab.describe(tx, params)
 
 
 def test_dimension_numbers_of_optax_are_roles_too():
