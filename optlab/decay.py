@@ -15,8 +15,9 @@ from optlab.state import make_abstract_state
 def leaf_decays(tx: Any, params: Any) -> list[Any]:
     """The decay of every leaf, in the tree's order.
 
-    Optimizers of this library say it while their state is made. Of others the update
-    is traced: a leaf whose values go into their own update decays.
+    Optimizers of this library say it while their state is made. What they do not
+    decay, others may that stand in the same chain, so the update is traced: a leaf
+    whose values go into their own update decays.
 
     Args:
       tx: any optax transformation.
@@ -28,15 +29,15 @@ def leaf_decays(tx: Any, params: Any) -> list[Any]:
       not let itself be traced.
     """
     state, said = make_abstract_state(tx, params)
-    said = said.get("decay", {})
+    said = {path: _shown(weight) for path, weight in said.get("decay", {}).items()}
     paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     traced: Sequence[bool | None] = [None] * len(paths)
-    if not said.keys() >= set(paths):
+    if not all(said.get(path) for path in paths):
         # It may need extra arguments, or parameters of another kind.
         with contextlib.suppress(TypeError, ValueError, AttributeError):
             traced = _traced_decays(tx, params, state)
     return [
-        _shown(said[path]) if path in said else found
+        said[path] or bool(found) if path in said else found
         for path, found in zip(paths, traced, strict=True)
     ]
 

@@ -1,6 +1,7 @@
 """The table of what happens to which leaf: role, transform, decay, state bytes."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -66,12 +67,20 @@ class Description(tuple[Row, ...]):
             *left, last = zip(line, widths, strict=True)
             text = [cell.ljust(width) for cell, width in left]
             lines.append("  ".join([*text, last[0].rjust(last[1])]))
-        if self.doubts:
-            notes = ["note", *(self.doubts.get(row.path, "") for row in self), ""]
+        # What to do stands below the table, once for all leaves that it is said of.
+        told = {k: re.split(r"[;:] (?=if )", v) for k, v in self.doubts.items()}
+        if told:
+            notes = ["note", *(told.get(row.path, [""])[0] for row in self), ""]
             lines = [f"{x}  {y}".rstrip() for x, y in zip(lines, notes, strict=True)]
-        lines.insert(1, "-" * len(lines[0]))
+        lines.insert(1, "-" * max(map(len, lines)))
         paths = {row.path for row in self}
         lines += [f"{k}: {v}" for k, v in self.doubts.items() if k not in paths]
+        advice = dict.fromkeys(
+            f"{said}: {todo[0]}"
+            for k, (said, *todo) in told.items()
+            if k in paths and todo
+        )
+        lines += advice
         return "\n".join(lines)
 
 
@@ -96,18 +105,19 @@ def describe(
         those that it works with, so the table cannot say another thing.
       rule: decides the roles of leaves that `tx` does not ask about, such as
         `optlab.default_roles()`. It may stand before `tx`.
-      decay_mask: function of the parameters to a tree of booleans, to put in the place
-        of what `tx` itself does.
+      decay_mask: tree of booleans, or a function of the parameters that gives one, to
+        put in the place of what `tx` itself does.
 
     Returns:
       One row a leaf; `str()` of it is the table.
 
     Raises:
-      ValueError: `tx` works with other roles than `rule` says.
+      ValueError: `tx` works with other roles than `rule` says, or the optimizer stands
+        in the place of `params`.
     """
-    if isinstance(rule, optax.GradientTransformation) or (
-        tx is not None and not isinstance(tx, optax.GradientTransformation)
-    ):
+    if _is_transform(params):
+        raise ValueError("params: an optimizer; the order is describe(params, tx)")
+    if _is_transform(rule) or (tx is not None and not _is_transform(tx)):
         tx, rule = rule, tx
     transform = cast(optax.GradientTransformation | None, tx)
     with recorded() as asked:
@@ -127,7 +137,8 @@ def describe(
                 f"{works}; leave the rule out"
             )
     if decay_mask is not None:
-        decays = [bool(x) for x in jax.tree.leaves(decay_mask(params))]
+        mask = decay_mask(params) if callable(decay_mask) else decay_mask
+        decays = [bool(x) for x in jax.tree.leaves(mask)]
     elif transform is None:
         decays = [False] * len(leaves)
     else:
@@ -154,6 +165,11 @@ def describe(
     rules = asked.rules if rule is None and asked.rules else [default]
     notes = [doubts(params, each) for each in rules]
     return Description(rows, {k: text for n in notes for k, (_, text) in n.items()})
+
+
+def _is_transform(x: Any) -> bool:
+    """Whether it is one of optax; `optax.MultiSteps` is none by its type."""
+    return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
 
 
 def _role(role: Any, leaf: Any) -> str:

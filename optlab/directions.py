@@ -18,6 +18,7 @@ decay. Rates of other groups of leaves (`adam_learning_rate`) are factors beside
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,18 +53,39 @@ def _direction(
     plain = {"constrained": False} if "constrained" in signature.parameters else {}
 
     @functools.wraps(alias)
-    def direction(**kwargs: Any) -> optax.GradientTransformationExtraArgs:
+    def direction(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        name = f"directions.{alias.__name__}()"
+        if args:
+            raise TypeError(
+                f"{name} takes keyword arguments only, and no learning rate"
+            )
         try:
             flat.bind(**kwargs)
         except TypeError as error:
-            raise TypeError(f"directions.{alias.__name__}() {error}") from None
+            raise TypeError(f"{name} {error}") from None
         return optax.chain(alias(1.0, **plain, **kwargs), optax.scale(-1.0))
 
     direction.__signature__ = flat  # type: ignore[attr-defined]
+    # Pickled by their place in this module, not in that of the alias.
+    direction.__module__ = __name__
     direction.__doc__ = (
         f"The direction of :func:`optlab.{alias.__name__}`, of which the arguments are."
+        f"\n\n{_meanings(alias.__doc__ or '', flat)}"
     )
     return direction
+
+
+def _meanings(text: str, signature: inspect.Signature) -> str:
+    """The part `Args:` of a docstring, with the arguments of a signature only."""
+    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=  \S)", inside)
+    kept = [
+        entry
+        for entry in entries
+        if signature.parameters.keys()
+        & set(entry.partition(":")[0].strip().split(", "))
+    ]
+    return "\n".join(["Args:", *kept]) + "\n"
 
 
 adahessian = _direction(_adahessian.adahessian)

@@ -26,7 +26,7 @@ def inject_hyperparams(
 
     Numbers and schedules that the caller gives are injected, in float32. What sets
     shapes, loops, choices, dtypes, roles or masks stays as it is, and so do the
-    defaults of what is not given.
+    defaults of what is not given and what goes into a factory's `**options`.
 
     Example:
       >>> import jax.numpy as jnp, optlab
@@ -44,22 +44,32 @@ def inject_hyperparams(
       The factory's like, with its signature. It raises what the factory raises.
     """
     signature = inspect.signature(factory)
+    named = factory.func if isinstance(factory, functools.partial) else factory
+    name = getattr(named, "__name__", "factory")
 
     @functools.wraps(factory)
     def injected(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
-        given = signature.bind(*args, **kwargs).arguments
-        names = {n for n in given if _is_injected(signature.parameters[n], given[n])}
-        # Arrays in the place of numbers are not checked: the first numbers are now.
-        factory(**{n: _first(x) if n in names else x for n, x in given.items()})
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
         values = {
-            n: float(x) if isinstance(x, numbers.Real) and n in names else x
-            for n, x in given.items()
+            n: float(x) if isinstance(x, numbers.Real) else x
+            for n, x in given.arguments.items()
+            if _is_injected(signature.parameters[n], x)
         }
-        make = optax.inject_hyperparams(
-            factory,
-            static_args=tuple(signature.parameters.keys() - names),
-            hyperparam_dtype=jnp.float32,
+
+        def made(**chosen: Any) -> optax.GradientTransformation:
+            call = signature.bind(*args, **kwargs)
+            call.arguments.update(chosen)
+            return factory(*call.args, **call.kwargs)
+
+        # Arrays in the place of numbers are not checked: the first numbers are now.
+        made(**{n: _first(x) for n, x in values.items()})
+        made.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in values]
         )
+        make = optax.inject_hyperparams(made, hyperparam_dtype=jnp.float32)
         return make(**values)
 
     return injected
@@ -73,8 +83,12 @@ def takes_array(parameter: inspect.Parameter) -> bool:
 
 
 def _is_injected(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether a value that was given for an argument is a number for the state."""
-    if isinstance(value, bool):
+    """Whether a value that was given for an argument is a number for the state.
+
+    Of `*args` and `**options` a signature says nothing: they stay as they are.
+    """
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if isinstance(value, bool) or parameter.kind in several:
         return False
     number = isinstance(value, numbers.Real | jax.Array | np.ndarray)
     if not number and not callable(value):

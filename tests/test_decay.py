@@ -52,6 +52,16 @@ def decayed():
     return optlab.cosmos(1e-2, rank=2, roles=RULE, weight_decay=0.1)
 
 
+@pytest.mark.parametrize("name", names())
+def test_the_table_has_the_roles_that_the_optimizer_has(name):
+    if "distribute" not in inspect.signature(get(name).factory).parameters:
+        pytest.skip("its steps ask for no roles")
+    for chosen in (RULE, lambda path, leaf: optlab.VECTOR):
+        tx = get(name).factory(1e-2, roles=chosen)
+        expected = [row.role for row in optlab.describe(PARAMS, chosen)]
+        assert [row.role for row in optlab.describe(PARAMS, tx)] == expected
+
+
 LABELS = {"bias": "b", "embed": "a", "layers": "a"}
 WRAPPED = {
     "chain": (lambda: optax.chain(optax.clip(1.0), decayed()), 0.1, NONE.keys()),
@@ -65,6 +75,14 @@ WRAPPED = {
     "inject": (
         lambda: optax.inject_hyperparams(optlab.registry.adamw)(1e-2, weight_decay=0.1),
         *(True, NONE.keys()),
+    ),
+    "direction": (
+        lambda: optax.chain(
+            optlab.directions.cosmos(rank=2, roles=RULE),
+            optax.add_decayed_weights(0.1, kernel),
+            optax.scale(-1e-2),
+        ),
+        *(True, {"layers/kernel"}),
     ),
     # Not of this library: whether there is one, and no weight.
     "optax": (lambda: optax.adamw(1e-2), True, NONE.keys()),
@@ -86,6 +104,8 @@ WRAPPED = {
 def test_decay_is_found_inside_wrappers_and_in_optax(name):
     make_one, weight, where = WRAPPED[name]
     assert decays(make_one()) == {**NONE, **dict.fromkeys(where, weight)}
+    table = optlab.describe(PARAMS, make_one())
+    assert [row.decay for row in table] == list(decays(make_one()).values())
 
 
 def test_the_column_prints_the_weight():

@@ -1,6 +1,7 @@
 """Directions are those of the aliases, without rate, sign and decay."""
 
 import inspect
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,14 @@ def test_what_the_loop_does_is_no_argument(name):
     with pytest.raises(TypeError, match=rf"directions\.{name}\(\) .*'weight_decay'"):
         direction(weight_decay=0.1)
     assert f"optlab.{name}" in direction.__doc__
+    assert "  learning_rate:" not in direction.__doc__
+    assert all(
+        f" {x}:" in direction.__doc__ or f"{x}, " in direction.__doc__ for x in names
+    )
+    with pytest.raises(TypeError, match=rf"directions\.{name}\(\) .*keyword"):
+        direction(1e-3)
+    assert pickle.loads(pickle.dumps(direction)) is direction
+    assert pickle.loads(pickle.dumps(registry.get(name).factory)) is not direction
 
 
 def test_an_argument_arrives():

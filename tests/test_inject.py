@@ -125,3 +125,18 @@ def test_factories_of_optax_and_of_others():
 
     tx = optlab.inject_hyperparams(own)(optax.constant_schedule(1.0), 4, 0.1, False)
     assert set(tx.init(jnp.ones(3)).hyperparams) == {"learning_rate", "beta"}
+
+    def with_options(learning_rate, /, *masks, **options):
+        assert masks == (None,)
+        return optlab.cosmos(learning_rate, **options)
+
+    tx = optlab.inject_hyperparams(with_options)(0.1, None, rank=2, weight_decay=0.1)
+    assert set(tx.init(jnp.ones((4, 3))).hyperparams) == {"learning_rate"}
+
+
+def test_what_a_factory_does_not_take_is_refused_with_its_name():
+    injected = optlab.inject_hyperparams(optlab.cosmos)
+    with pytest.raises(TypeError, match=r"^cosmos\(\) .*'weigth_decay'"):
+        injected(1e-3, weigth_decay=0.1)
+    with pytest.raises(TypeError, match=r"^cosmos\(\) .*'learning_rate'"):
+        injected(1e-3, learning_rate=0.1)

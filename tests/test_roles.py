@@ -28,6 +28,10 @@ from optlab.roles import (
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+CONVOLUTION = Matrix((0, 1, 2), (3,), (0, 1))
+IN_OUT = Matrix((0,), (1,))
+
+
 def role_of(path, shape, **kwargs):
     rule = optlab.default_roles(**kwargs)
     keys = tuple(jax.tree_util.DictKey(k) for k in path.split("/"))
@@ -144,6 +148,58 @@ def test_one_name_for_a_leaf(keys, name):
         ("decoder_norm/scale", (8,), "maxtext", VECTOR),
         ("mlp/qkv_einsum/w", (3, 4, 32, 8), "einsum", Matrix((2,), (1, 3))),
         ("attention/qkv/kernel", (8, 3, 2, 4), "flax", Matrix((0,), (1, 2, 3))),
+        ("mlp/gating_einsum", (2, 8, 16), "einsum", Matrix((1,), (2,))),
+        ("attn/q_einsum_1/w", (4, 32, 8), "einsum", Matrix((1,), (0, 2))),
+        ("attn/q_proj/w", (32, 4, 8), "einsum", Matrix((0,), (1, 2))),
+        ("relative_attention_bias.weight", (32, 8), "torch", EMBEDDING),
+        ("attn.relative_position_bias_table", (169, 4), "torch", EMBEDDING),
+        ("attn.rel_pos_h", (27, 64), "torch", EMBEDDING),
+        ("cls.predictions.decoder.weight", (64, 8), "torch", EMBEDDING),
+        ("lm_head/decoder/kernel", (8, 64), "flax", Embedding(1)),
+        ("decoder/kernel", (8, 64), "flax", IN_OUT),
+        ("classifier/out_proj/kernel", (8, 5), "flax", Embedding(1)),
+        ("output.weight", (64, 8), "torch", EMBEDDING),
+        ("params/output/kernel", (8, 64), "flax", Embedding(1)),
+        ("attention/output/kernel", (8, 8), "flax", IN_OUT),
+        ("fc.weight", (64, 8), "torch", EMBEDDING),
+        ("blocks.0.fc.weight", (64, 8), "torch", Matrix((1,), (0,))),
+        ("fc1.weight", (64, 8), "torch", Matrix((1,), (0,))),
+        ("embed_out/kernel", (8, 64), "flax", Embedding(1)),
+        ("embed_out.weight", (64, 8), "torch", EMBEDDING),
+        ("lm_head/embedding", (64, 8), "flax", EMBEDDING),
+        ("readout/kernel", (8, 64), "flax", Embedding(1)),
+        ("vq/codebook", (64, 8), "flax", EMBEDDING),
+        ("embedding_lookup/emb_var", (64, 8), "flax", EMBEDDING),
+        ("shared/embedding", (64, 8), "flax", EMBEDDING),
+        ("shared/kernel", (8, 16), "flax", IN_OUT),
+        ("moe/shared_expert/kernel", (8, 16), "flax", IN_OUT),
+        ("embedder/linear", (8, 8), "flax", IN_OUT),
+        ("multi_head/kernel", (8, 24), "flax", IN_OUT),
+        ("multi_head/qkv", (8, 24), "flax", IN_OUT),
+        ("patch_embed/kernel", (48, 8), "flax", IN_OUT),
+        ("embeddings/patch_embedding/kernel", (4, 4, 3, 8), "flax", CONVOLUTION),
+        ("img/embedding/kernel", (4, 4, 3, 8), "flax", CONVOLUTION),
+        ("out/kernel", (3, 3, 8, 4), "flax", CONVOLUTION),
+        ("value/kernel", (1, 1, 8, 4), "flax", CONVOLUTION),
+        ("mlp/expert/wo/kernel", (4, 16, 8), "flax", Matrix((0, 1), (2,), (0,))),
+        ("dist_token", (1, 1, 8), "torch", VECTOR),
+        ("reg_token", (1, 4, 8), "torch", VECTOR),
+        ("MAPHead_0/probe", (1, 1, 8), "flax", VECTOR),
+        ("att.time_mix_k", (1, 1, 8), "torch", VECTOR),
+        ("mixer.A_log", (16, 4), "torch", VECTOR),
+        ("norm.weight", (3, 4, 5), "torch", VECTOR),
+        ("blocks/attn_norm", (3, 8), "flax", VECTOR),
+        ("blocks/ln_1/kernel", (3, 8), "flax", VECTOR),
+        ("attn/q_bias", (4, 8), "flax", VECTOR),
+        ("attention/gating_b", (4, 8), "haiku", VECTOR),
+        ("attention/query_w", (32, 4, 8), "haiku", Matrix((0,), (1, 2))),
+        ("attention/output_w", (4, 8, 32), "haiku", Matrix((0, 1), (2,))),
+        ("dense/lora/b", (4, 8), "haiku", IN_OUT),
+        ("q_proj/w_lora_b", (4, 2, 8), "flax", Matrix((0,), (1, 2))),
+        ("o_proj/w_lora_a", (2, 8, 4), "flax", Matrix((0, 1), (2,))),
+        ("layers/MoeBlock_0/wi_0", (4, 3, 8, 16), "maxtext", Matrix((2,), (3,))),
+        ("layers_0/MoeBlock_0/wo", (4, 16, 8), "maxtext", Matrix((1,), (2,))),
+        ("moe_layers/attn/wkv_b/kernel", (8, 3, 4, 2), "maxtext", Matrix((0,), (2, 3))),
     ],
 )
 def test_layouts(path, shape, layout, role):
@@ -169,7 +225,24 @@ def test_what_cannot_be_known_is_said_once_and_stands_in_the_table(caplog):
     assert sorted(table.doubts) == told
     lines = {line.split()[0]: line for line in str(table).splitlines()}
     assert "as many entries as 'embed'" in lines["unnamed"]
+    assert lines["unnamed"].endswith("as many entries as 'embed'")
     assert "note" in lines["path"]
+    assert str(table).count("default_roles(embeddings=...)") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "layout", "doubt"),
+    [
+        ("mlp/gating_einsum/w", (2, 16, 8), "einsum", "gemma 2 and 3"),
+        ("up.conv_transpose.weight", (8, 4, 2, 2), "torch", "torch's (in, out"),
+        ("layers/query/kernel", (3, 8, 2, 4), "flax", "stack of layers"),
+        ("mlp/experts/v1", (4, 8, 16), "flax", "stack of layers"),
+    ],
+)
+def test_layouts_that_names_leave_open_are_doubts(path, shape, layout, doubt):
+    keys = key_path(path.split("/"))
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert doubt in optlab.default_roles(layout=layout).explain(keys, leaf)[1]
 
 
 def test_stacks_that_disagree_name_two_leaves():
@@ -199,6 +272,31 @@ def test_bad_patterns_and_missing_axes_are_named():
         optlab.default_roles(stacked=("(",))
     with pytest.raises(ValueError, match=r"stacked takes 1 axes off 'layers/x'"):
         role_of("layers/x", (), stacked=("layers",))
+
+
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        ("matrix", r"is 'matrix'; allowed are Matrix, Embedding and VECTOR"),
+        (None, r"'a' of shape \(4, 6\) is None"),
+        (Matrix((0,), (5,)), "the leaf has 2 axes"),
+        (Embedding(2), "the leaf has 2 axes"),
+        (Matrix((0,), (-2,)), "rows and columns"),
+        (Matrix((), (0,)), "rows and columns"),
+    ],
+)
+def test_answers_of_a_rule_are_checked(role, text):
+    tx = optlab.cosmos(1e-3, roles=lambda path, leaf: role)
+    with pytest.raises(ValueError, match=text):
+        optlab.describe({"a": jnp.zeros((4, 6))}, tx)
+
+
+def test_axes_of_a_role_may_count_from_the_end():
+    params = {"a": jnp.zeros((3, 4, 6))}
+    tx = optlab.cosmos(1e-3, rank=2, roles={"a": Matrix((-1,), (-2,))})
+    assert optlab.describe(params, tx)[0].role == "3 matrices 6x4"
+    with pytest.raises(ValueError, match=r"the order is describe\(params, tx\)"):
+        optlab.describe(tx, params)
 
 
 def test_dimension_numbers_of_optax_are_roles_too():

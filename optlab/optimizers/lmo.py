@@ -13,7 +13,7 @@ from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.norms import steepest_ascent, tree_layers
 from optlab.options import Number, Roles
-from optlab.roles import as_rule
+from optlab.roles import as_rule, tree_groups
 
 
 class ScaleByLmoState(NamedTuple):
@@ -59,6 +59,7 @@ def scale_by_lmo(
     rule = as_rule(roles)
 
     def init_fn(params):
+        tree_groups(params, rule)  # Says now what is doubtful, and to `describe` all.
         return ScaleByLmoState(jnp.zeros([], jnp.int32), zero_state(params, mu_dtype))
 
     def update_fn(updates, state, params=None, **extra):

@@ -27,7 +27,12 @@ _EINSUMS = {
     "kv_einsum": ((0,), (2,), (1, 3)),
     "qkv_einsum": ((0,), (2,), (1, 3)),
     "attn_vec_einsum": ((), (0, 1), (2,)),
+    "gating_einsum": ((0,), (1,), (2,)),
 }
+
+# What MaxText stacks: scanned layers on axis 1, experts on axis 0.
+_MAXTEXT_LAYERS = re.compile(r"(^|/)(\w+_)?layers/")
+_MAXTEXT_EXPERTS = re.compile(r"(^|/)MoeBlock_\d+/w(i_\d|i|o)$")
 
 # `(in, out)` and `(out, in)` convolutions are rank 3 and more.
 _TORCH_CONVOLUTION = 3
@@ -59,11 +64,14 @@ class DefaultRoles:
         name, shape = names.leaf_name(path), tuple(leaf.shape)
         stack = self.stack_axes(name, shape)
         axes = tuple(a for a in range(len(shape)) if a not in stack)
-        if len(axes) < 2 or names.is_vector(name, self.layout):
+        sizes = _at(shape, axes)
+        if len(axes) < 2 or names.is_vector(name, self.layout, sizes):
             return VECTOR, ""
-        if self._is_embedding(name):
+        if self._is_embedding(name, len(axes)):
             return self._embedding(name, axes), ""
         role, doubt = self._matrix(name, axes)
+        if not doubt and self.layout == "einsum" and _is_turned(name, role, shape):
+            doubt = _TURNED
         if not doubt and 1 in (_size(role.rows, shape), _size(role.cols, shape)):
             doubt = "a matrix with a side of 1: a vector, if it is none"
         return role, doubt
@@ -78,15 +86,13 @@ class DefaultRoles:
         for pattern, axis in self.stacked:
             if pattern.search(name):
                 found.append(len(found) if axis is None else axis)
-        if (
-            self.layout == "maxtext"
-            and not found
-            and shape
-            and "layers" in name.split("/")
-        ):
-            # Its scalars of a layer are scanned on axis 0.
-            found.append(min(1, len(shape) - 1))
         rank = len(shape)
+        if self.layout == "maxtext" and not found and rank:
+            if _MAXTEXT_EXPERTS.search(name):
+                found.append(0)
+            if _MAXTEXT_LAYERS.search(name):
+                # Its scalars of a layer are scanned on axis 0.
+                found.append(min(1, rank - 1))
         if len(found) > rank or any(not -rank <= axis < rank for axis in found):
             raise ValueError(
                 f"stacked takes {len(found)} axes off {name!r} of shape {shape}: "
@@ -97,9 +103,10 @@ class DefaultRoles:
             raise ValueError(f"stacked takes the same axis off {name!r} twice: {stack}")
         return stack
 
-    def _is_embedding(self, name: str) -> bool:
+    def _is_embedding(self, name: str, rank: int) -> bool:
         if self.embeddings is None:
-            return names.is_head(name) or names.is_table(name)
+            table = names.is_table(name) and not names.is_input_layer(name, rank)
+            return names.is_head(name) or table
         return any(pattern.search(name) for pattern in self.embeddings)
 
     def _embedding(self, name: str, axes: tuple[int, ...]) -> Embedding:
@@ -114,19 +121,25 @@ class DefaultRoles:
     def _matrix(self, name: str, axes: tuple[int, ...]) -> tuple[Matrix, str]:
         rank, owner = len(axes), names.owner(name)
         if self.layout == "einsum":
-            for word in reversed(name.split("/")):
+            for word in reversed(names.words(name)):
                 stack, rows, cols = _EINSUMS.get(word, ((), (), ()))
                 if rows and rank == len(stack + rows + cols):
                     return Matrix(_at(axes, rows), _at(axes, cols)), ""
         if self.layout == "torch" and (not name.endswith("kernel") or owner in _CONV1D):
             doubt = "" if rank != 3 or names.is_convolution(name) else _UNEXPLAINED
+            if rank > 2 and names.is_transposed(name):
+                doubt = _TRANSPOSED
             return Matrix(axes[1:], axes[:1], axes[2:]), doubt
         if rank == 2:
             return Matrix(axes[:1], axes[1:]), ""
+        if half := names.lora_half(name):
+            cut = -1 if half == "a" else 1
+            return Matrix(axes[:cut], axes[cut:]), ""
+        # A fourth axis is that of keys and values together, else a convolution's.
         if not names.is_convolution(name):
-            if names.is_attention_input(name):
+            if names.is_attention_input(name) and (rank == 3 or names.is_fused(name)):
                 return Matrix(axes[:1], axes[1:]), ""
-            if names.is_attention_output(name):
+            if names.is_attention_output(name) and rank == 3:
                 return Matrix(axes[:-1], axes[-1:]), ""
         doubt = "" if names.is_convolution(name) else _UNEXPLAINED
         return Matrix(axes[:-1], axes[-1:], axes[:-2]), doubt
@@ -144,6 +157,14 @@ class DefaultRoles:
         ]
 
 
+_TURNED = (
+    "taken for (2, inputs, outputs); if it is written (2, outputs, inputs), as in "
+    "gemma 2 and 3, give a tree of roles"
+)
+_TRANSPOSED = (
+    "taken for (out, in, positions...), as Equinox writes it; if it is torch's (in, "
+    "out, positions...), give a tree of roles"
+)
 _UNEXPLAINED = (
     "taken for a convolution kernel; if its first axis is a stack of layers, name it "
     "in default_roles(stacked=...)"
@@ -183,7 +204,8 @@ def default_roles(
         `(out, in, positions...)`. "haiku": flax's, and `b` is a bias. "maxtext":
         flax's, and what stands below a component `layers` is stacked on axis 1, unless
         `stacked` says otherwise. "einsum" (gemma): flax's, and `q_einsum` NDH,
-        `kv_einsum` and `qkv_einsum` CNDH, `attn_vec_einsum` NHD.
+        `kv_einsum` and `qkv_einsum` CNDH, `attn_vec_einsum` NHD,
+        `gating_einsum` CDF.
 
     Returns:
       `rule(path, leaf)`; `leaf` is anything that has a shape.
@@ -204,6 +226,12 @@ def default_roles(
         None if tables is None else tuple(_pattern("embeddings", p) for p in tables),
         layout,
     )
+
+
+def _is_turned(name: str, role: Matrix, shape: tuple[int, ...]) -> bool:
+    """Whether gemma's gates have more inputs than outputs."""
+    gates = "gating_einsum" in names.words(name)
+    return gates and _size(role.rows, shape) > _size(role.cols, shape)
 
 
 def _pattern(argument: str, pattern: Any) -> re.Pattern[str]:

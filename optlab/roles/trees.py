@@ -69,7 +69,7 @@ def as_rule(roles: Any) -> Rule:
         rule = cast(Rule, roles) if callable(roles) else _tree_rule(roles)
 
     def asking(path: Any, leaf: Any) -> Role:
-        role = rule(path, leaf)
+        role = _checked(rule(path, leaf), path, leaf)
         record = _asked.get()
         if record is not None:
             record.roles[leaf_name(path)] = role
@@ -78,6 +78,36 @@ def as_rule(roles: Any) -> Rule:
         return role
 
     return asking
+
+
+def _checked(role: Any, path: Any, leaf: Any) -> Role:
+    """A rule's answer with its axes counted from the front.
+
+    Raises:
+      ValueError: it is no role, or its axes are not those of the leaf.
+    """
+    if isinstance(role, Vector):
+        return role
+    shape = tuple(leaf.shape)
+    of = f"roles: {leaf_name(path)!r} of shape {shape} is {role!r}"
+    if not isinstance(role, Matrix | Embedding):
+        raise ValueError(f"{of}; allowed are Matrix, Embedding and VECTOR")
+    rank = len(shape)
+    if isinstance(role, Matrix):
+        axes = (*role.rows, *role.cols)
+    else:
+        axes = (role.vocabulary_axis,)
+    if rank < 2 or any(not -rank <= axis < rank for axis in axes):
+        raise ValueError(f"{of}, and the leaf has {rank} axes")
+    if isinstance(role, Embedding):
+        return role
+    rows, cols, spatial = (
+        tuple(axis % rank for axis in each)
+        for each in (role.rows, role.cols, role.spatial)
+    )
+    if not rows or not cols or len({*rows, *cols}) < len(axes):
+        raise ValueError(f"{of}; rows and columns need axes, and each another")
+    return Matrix(rows, cols, spatial)
 
 
 def _tree_rule(roles: Any) -> Rule:
