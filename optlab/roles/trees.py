@@ -93,6 +93,8 @@ def _checked(role: Any, path: Any, leaf: Any) -> Role:
     if not isinstance(role, Matrix | Embedding):
         raise ValueError(f"{of}; allowed are Matrix, Embedding and VECTOR")
     rank = len(shape)
+    if isinstance(role, Embedding) and rank < 2:
+        return role  # A head's bias, for a rule that goes by the head's name alone.
     if isinstance(role, Matrix):
         axes = (*role.rows, *role.cols)
     else:
