@@ -21,6 +21,13 @@ NONE = dict.fromkeys(("bias", "embed", "layers/bias", "layers/kernel"), False)
 RULE = optlab.default_roles(stacked=("^layers/",))
 
 
+def taking(argument):
+    """The entries whose factories take an argument."""
+    return [
+        n for n in names() if argument in inspect.signature(get(n).factory).parameters
+    ]
+
+
 def decays(tx):
     return {row.path: row.decay for row in optlab.describe(PARAMS, RULE, tx)}
 
@@ -52,10 +59,8 @@ def decayed():
     return optlab.cosmos(1e-2, rank=2, roles=RULE, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", taking("distribute"))
 def test_the_table_has_the_roles_that_the_optimizer_has(name):
-    if "distribute" not in inspect.signature(get(name).factory).parameters:
-        pytest.skip("its steps ask for no roles")
     for chosen in (RULE, lambda path, leaf: optlab.VECTOR):
         tx = get(name).factory(1e-2, roles=chosen)
         expected = [row.role for row in optlab.describe(PARAMS, chosen)]
@@ -118,10 +123,8 @@ def test_the_column_prints_the_weight():
     assert "  ?  " in str(optlab.describe(PARAMS, RULE, needy))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", taking("weight_decay_mask"))
 def test_matrices_in_one_word_decay_and_vectors_do_not(name):
-    if "weight_decay_mask" not in inspect.signature(get(name).factory).parameters:
-        pytest.skip("its shrinking is the method itself")
     params = {"norm": {"scale": jnp.ones(3)}, "embed": jnp.ones((4, 3))}
     grads = jax.tree.map(jnp.zeros_like, params)
     tx = make(name, 0.1, weight_decay=0.5, weight_decay_mask="matrices", roles=ROLES)
