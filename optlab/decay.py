@@ -34,7 +34,7 @@ def leaf_decays(tx: Any, params: Any) -> list[Any]:
     traced: Sequence[bool | None] = [None] * len(paths)
     if not all(said.get(path) for path in paths):
         # It may need extra arguments, or parameters of another kind.
-        with contextlib.suppress(TypeError, ValueError, AttributeError):
+        with contextlib.suppress(TypeError, ValueError, AttributeError, NameError):
             traced = _traced_decays(tx, params, state)
     return [
         said[path] or bool(found) if path in said else found

@@ -103,9 +103,11 @@ def map_matrices(
     for view, *arrays in zip(flat_views, *columns, strict=True):
         matrices = map(view.matrices, arrays[: len(trees)])
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    joined = partial(_joined, f, len(trees), wide)
+    # On a mesh a device's part of a stack is small, and is worked on at once.
+    apart = distribute is None
+    joined = partial(_joined, f, len(trees) if apart else None, wide)
     results: list[Any] = [None] * len(items)
-    for groups in _buckets(items, wide, apart=distribute is None):
+    for groups in _buckets(items, wide, apart=apart):
         g = joined
         if distribute is not None:
             stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
@@ -181,9 +183,12 @@ def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _joined(
-    f: Callable[..., Any], trees: int, wide: bool, *groups: tuple[jax.Array, ...]
+    f: Callable[..., Any], trees: int | None, wide: bool, *groups: tuple[jax.Array, ...]
 ) -> tuple[Any, ...]:
-    """Runs `f` once on the stacks of all groups; gives each its part of the result."""
+    """Runs `f` once on the stacks of all groups; gives each its part of the result.
+
+    In chunks if `trees` says how many of a group's arrays are matrices.
+    """
     if len(groups) == 1:
         m, n = groups[0][0].shape[1:]
         turned = partial(_turned, f) if wide and m > n else f
@@ -217,7 +222,7 @@ def _turned(f: Callable[..., Any], *matrices: jax.Array) -> tuple[Any, ...]:
 
 
 def _in_chunks(
-    f: Callable[..., Any], trees: int, arrays: Sequence[jax.Array]
+    f: Callable[..., Any], trees: int | None, arrays: Sequence[jax.Array]
 ) -> tuple[Any, ...]:
     """`f` on a stack, a chunk of its slices at a time, so that temporaries are small.
 
@@ -227,7 +232,7 @@ def _in_chunks(
     """
     stack = arrays[0].shape[0]
     size = chunk_size(arrays[0].shape, arrays[0].dtype)
-    if size >= stack:
+    if trees is None or size >= stack:
         return f(*arrays)
 
     def at(start: int | jax.Array) -> list[jax.Array]:

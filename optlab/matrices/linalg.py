@@ -25,14 +25,22 @@ def matmul(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return jnp.asarray(jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
 
 
-def safe_sqrt(x: ArrayLike) -> jax.Array:
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
     """The square root, with a derivative of 0 at 0, where its own is infinite.
 
     Of a sum of squares that is the derivative of least length, and what multiplies it
     is 0 there.
     """
-    zero = jnp.equal(x, 0)
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    root = safe_sqrt(x)
+    slope = 0.5 / jnp.where(root == 0, 1.0, root)
+    return root, jnp.where(root == 0, 0.0, slope) * dx
 
 
 def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
