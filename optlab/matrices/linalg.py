@@ -82,7 +82,7 @@ def cap_norm(x: jax.Array) -> jax.Array:
     y, scale = _near_one(x, (-2, -1))
     norm = _plain_norm(y, (-2, -1))
     above = norm > cap / scale
-    return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
+    return x * jnp.where(above, cap / scale / jnp.where(above, norm, 1.0), 1.0)
 
 
 def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
