@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from optlab.compose import to_state_dtype
-from optlab.matrices import linalg
+from optlab.matrices import linalg, quantiles
 from optlab.matrices.norms import Layers, tree_layers
 from optlab.optimizers.root import ScaleByRootState
 from optlab.optimizers.spam import ScaleBySpamState, spike_shares
@@ -193,7 +193,7 @@ def _clipped(gradients, old, new, rule, given) -> dict[str, jax.Array]:
     def share(x, layer):
         x = jnp.abs(_matrices(to_state_dtype(x), layer))
         x = x / jnp.maximum(jnp.max(x, (-2, -1), keepdims=True), 1e-30)
-        bound = linalg.quantile(x, given.get("quantile", 0.9))
+        bound = quantiles.quantile(x, given.get("quantile", 0.9))
         over = jnp.sum(jnp.square(x) - jnp.square(jnp.minimum(x, bound)), (-2, -1))
         total = jnp.maximum(jnp.sum(jnp.square(x), (-2, -1)), 1e-30)
         return (over / total).reshape(layer.stack)

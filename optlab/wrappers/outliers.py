@@ -7,7 +7,7 @@ import optax
 from optlab import checks
 from optlab.compose import cast_like, to_state_dtype
 from optlab.leaves import over_leaves
-from optlab.matrices import linalg
+from optlab.matrices import quantiles
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.options import Roles
 from optlab.roles import Matrix, as_rule, tree_views
@@ -65,5 +65,5 @@ def clip_outliers(
 
 def clip_to_quantile(x: jax.Array, quantile: float) -> jax.Array:
     """Clips each matrix of a stack at a quantile of its absolute values."""
-    bound = linalg.quantile(jnp.abs(x), quantile) + 1e-9
+    bound = quantiles.quantile(jnp.abs(x), quantile) + 1e-9
     return jnp.clip(x, -bound, bound)

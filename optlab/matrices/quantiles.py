@@ -1,0 +1,69 @@
+"""Quantiles of the entries of each matrix of a stack, without sorting."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def quantile(x: jax.Array, q: float) -> jax.Array:
+    """The `q`-quantile of the non-negative entries of each matrix, exactly.
+
+    Interpolates linearly between order statistics like `jnp.quantile`, but selects
+    them where that sorts: non-negative floats are ordered as their bits are, so one
+    bisection over the bits finds the entry with the wanted rank.
+
+    Args:
+      x: shape `(..., m, n)`, entries >= 0.
+      q: in [0, 1].
+
+    Returns:
+      Shape `(..., 1, 1)`.
+    """
+    lower, upper, fraction = _neighbours(x, q)
+    return lower if fraction == 0 else lower + fraction * (upper - lower)
+
+
+@quantile.defjvp
+def _(q, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    lower, upper, fraction = _neighbours(x, q)
+
+    def moved(value: jax.Array) -> jax.Array:
+        """The mean movement of the entries that have this value."""
+        there = x == value
+        count = jnp.sum(there, axis=(-2, -1), keepdims=True)
+        total = jnp.sum(jnp.where(there, dx, 0.0), axis=(-2, -1), keepdims=True)
+        return total / jnp.maximum(count, 1).astype(x.dtype)
+
+    value = quantile(x, q)
+    if fraction == 0:
+        return value, moved(lower)
+    return value, moved(lower) + fraction * (moved(upper) - moved(lower))
+
+
+def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
+    """The entries on either side of the quantile, and its way from one to the other."""
+    bits = 8 * x.dtype.itemsize
+    keys = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
+    position = q * (x.shape[-2] * x.shape[-1] - 1)
+    rank = math.floor(position)
+
+    def count(limit: jax.Array) -> jax.Array:
+        below = jnp.sum(keys <= limit, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+        return below
+
+    def halve(step, low):
+        # The sign bit is zero, so `bits - 1` of them are left to decide.
+        bit = jnp.asarray(1, keys.dtype) << (bits - 2 - step).astype(keys.dtype)
+        return jnp.where(count(low + (bit - 1)) <= rank, low + bit, low)
+
+    low = lax.fori_loop(0, bits - 1, halve, jnp.zeros_like(keys[..., :1, :1]))
+    lower = lax.bitcast_convert_type(low, x.dtype)
+    above = jnp.where(keys > low, x, jnp.inf)
+    following = jnp.min(above, axis=(-2, -1), keepdims=True)
+    upper = jnp.where(count(low) > rank + 1, lower, following)
+    return lower, upper, position - rank
