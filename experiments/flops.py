@@ -1,12 +1,12 @@
 """Counts a program's floating-point operations by walking its jaxpr.
 
 XLA's own cost analysis counts a loop's body once and LAPACK calls and sorts as
-nothing. Here a scan's body counts as often as it runs, a `cond` as its dearest branch,
-factorizations by the textbook (Golub and Van Loan, 4th ed.), to leading order.
+nothing. Here a scan's body counts as often as it runs, a `cond` as its most expensive
+branch, factorizations by the textbook (Golub and Van Loan, 4th ed.), to leading order.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +124,7 @@ def count_flops(
     *args,
     while_trips: int | None = None,
     cheapest_branch: bool = False,
+    platform: str = "cpu",
 ) -> Flops:
     """Counts the operations of `fn(*args)`, over all devices that take part.
 
@@ -136,7 +137,8 @@ def count_flops(
             show; counted loops `i = a; while i < b: i += 1` with constant a and b
             show theirs.
         cheapest_branch: take the cheapest branch of every `cond` instead of the
-            dearest: what a step costs when nothing special is due.
+            most expensive: what a step costs when nothing special is due.
+        platform: whose branch is taken where the program asks what it is lowered for.
 
     Returns:
         The operations of one call.
@@ -147,16 +149,29 @@ def count_flops(
     """
     closed = jax.make_jaxpr(fn)(*args)
     used = [True] * len(closed.jaxpr.outvars)
-    counter = _Counter(while_trips, min if cheapest_branch else max)
+    counter = _Counter(while_trips, min if cheapest_branch else max, platform)
     return counter.jaxpr(partial_eval.dce_jaxpr(closed.jaxpr, used)[0])
+
+
+def branches_on(platform: str, params: Mapping[str, Any]) -> Sequence[Any]:
+    """The branches of a `cond` that are left when it is lowered for a platform.
+
+    All of them, unless it came from `jax.lax.platform_dependent`; then one.
+    """
+    platforms = params.get("branches_platforms")
+    if platforms is None:
+        return params["branches"]
+    named = [i for i, names in enumerate(platforms) if names and platform in names]
+    return [params["branches"][(named or [platforms.index(None)])[0]]]
 
 
 class _Counter:
     """The walk, with what it needs to know on the way."""
 
-    def __init__(self, while_trips: int | None, choose: Callable):
+    def __init__(self, while_trips: int | None, choose: Callable, platform: str):
         self._while_trips = while_trips
         self._choose = choose
+        self._platform = platform
 
     def jaxpr(self, jaxpr) -> Flops:
         return _add(*(self._equation(eqn) for eqn in jaxpr.eqns))
@@ -173,7 +188,8 @@ class _Counter:
             test = self.jaxpr(params["cond_jaxpr"].jaxpr)
             return _add(_times(trips, body), _times(trips + 1, test))
         if name == "cond":
-            branches = [self.jaxpr(branch.jaxpr) for branch in params["branches"]]
+            taken = branches_on(self._platform, params)
+            branches = [self.jaxpr(branch.jaxpr) for branch in taken]
             return self._choose(branches, key=lambda flops: flops.total)
         if name == "custom_linear_solve":
             return self.jaxpr(params["jaxprs"].solve.jaxpr)

@@ -21,6 +21,7 @@ SUITES = {
     "diagnostics": "experiments.benchmark.diagnostics",
     "loader": "experiments.benchmark.loader",
     "orthogonalize": "experiments.benchmark.orthogonalize",
+    "precision": "experiments.benchmark.precision",
     "scaling": "experiments.benchmark.scaling",
     "step": "experiments.benchmark.step",
     "train": "experiments.benchmark.train",

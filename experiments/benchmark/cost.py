@@ -3,6 +3,7 @@
 docs/scaling.md has the assumptions and what the table says.
 """
 
+import functools
 import math
 import pathlib
 
@@ -21,50 +22,64 @@ _METHODS = ("adamw", "optax_muon", "muon", "cosmos", "lanton", "root", "soap")
 _DEVICES = (1, 8, 64, 128, 256, 512, 1024, 4096)
 # A step of 4 M tokens whose forward and backward pass reach 40% of the peak.
 _TOKENS, _REACHED = 2**22, 0.4
+_PEER = "optax_muon"
 COLUMNS = (
     "model",
     "optimizer",
     "devices",
     "GFLOPs",
-    "dearest step, GFLOPs",
+    "most expensive step, GFLOPs",
     "MB moved",
     "MB of state",
     *(f"ms, {name}" for name in CHIPS),
-    "dearest step, ms, H100",
+    *(f"/ {_PEER}, {name}" for name in CHIPS),
+    "most expensive step, ms, H100",
     "of a training step, H100",
 )
 
 
+@functools.cache
+def costs(model: str, method: str, devices: int, platform: str, usual: bool) -> Cost:
+    """Of a step of a LLaMA, as it is lowered for a platform."""
+    return step_cost(
+        *(method, llama_shapes(model), devices),
+        usual=usual,
+        platform=platform,
+        roles=ROLES,
+        weight_decay=0.1,
+    )
+
+
 def row(model: str, method: str, devices: int) -> tuple[str, ...]:
     """One line of the table."""
-    params = llama_shapes(model)
-    usual, dearest = (
-        step_cost(method, params, devices, usual=usual, roles=ROLES, weight_decay=0.1)
-        for usual in (True, False)
-    )
-    own, most = (_milliseconds(c, CHIPS["H100"], devices) for c in (usual, dearest))
-    count = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-    training = 6e3 * count * _TOKENS / devices / CHIPS["H100"].training / _REACHED
+
+    def milliseconds(name: str, chip: Chip, usual: bool = True) -> float:
+        cost = costs(model, name, devices, chip.platform, usual)
+        parts = seconds(cost, chip, devices)
+        return math.nan if parts is None else 1e3 * sum(parts.values())
+
+    usual, most = (costs(model, method, devices, "cuda", u) for u in (True, False))
+    h100 = CHIPS["H100"]
+    times = [milliseconds(method, chip) for chip in CHIPS.values()]
+    peers = [milliseconds(_PEER, chip) for chip in CHIPS.values()]
+    sizes = (math.prod(p.shape) for p in jax.tree.leaves(llama_shapes(model)))
+    training = 6e3 * sum(sizes) * _TOKENS / devices / h100.rates["bfloat16"] / _REACHED
     return (
         model,
         method,
         str(devices),
-        *(f"{(c.products + c.factorizations) / 1e9:.1f}" for c in (usual, dearest)),
+        *(f"{(c.multiplied + c.factorizations) / 1e9:.1f}" for c in (usual, most)),
         f"{usual.moved / 1e6:.1f}",
         f"{usual.state / 1e6:.1f}",
-        *(_cell(_milliseconds(usual, chip, devices)) for chip in CHIPS.values()),
-        _cell(most),
-        f"{own / (own + training):.1%}",
+        *map(_cell, times),
+        *(_cell(own / peer, ".2f") for own, peer in zip(times, peers, strict=True)),
+        _cell(milliseconds(method, h100, usual=False)),
+        f"{times[0] / (times[0] + training):.1%}",
     )
 
 
-def _milliseconds(cost: Cost, chip: Chip, devices: int) -> float:
-    parts = seconds(cost, chip, devices)
-    return math.nan if parts is None else 1e3 * sum(parts.values())
-
-
-def _cell(milliseconds: float) -> str:
-    return "—" if math.isnan(milliseconds) else f"{milliseconds:.3g}"
+def _cell(number: float, digits: str = ".3g") -> str:
+    return "—" if math.isnan(number) else format(number, digits)
 
 
 def run(out: pathlib.Path) -> int:
@@ -77,8 +92,9 @@ def run(out: pathlib.Path) -> int:
     ]
     heading = (
         "Made by `python -m experiments.benchmark --suite=cost`: one optimizer step of "
-        "a LLaMA,\nfloat32, spread over all devices, as the model in docs/scaling.md "
-        "works it out. Per device."
+        "a LLaMA,\nfloat32 with the precision of products that methods choose by "
+        "default, spread over all devices, as the\nmodel in docs/scaling.md works it "
+        "out from shapes and peaks; nothing was measured. Per device."
     )
     table.write(out / "cost", heading, COLUMNS, rows)
     return 0

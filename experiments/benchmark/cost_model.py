@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 from jax.sharding import AbstractMesh
 
 import optlab
-from experiments.flops import count_flops
+from experiments.flops import branches_on, count_flops
 from optlab import sharding
 from optlab.sharding.distribution import OverMesh, matrix_axis
 
@@ -26,7 +27,8 @@ class Cost(NamedTuple):
     """Of one step on one device.
 
     Attributes:
-      products: operations of matrix products.
+      products: operations of matrix products by what they are made in, a name of
+        `Chip.rates`.
       factorizations: operations of QR and eigh.
       elements: operations on single elements.
       exchanged: bytes of each all-to-all's result.
@@ -35,13 +37,18 @@ class Cost(NamedTuple):
       state: bytes of the optimizer's state.
     """
 
-    products: float
+    products: Mapping[str, float]
     factorizations: float
     elements: float
     exchanged: tuple[int, ...]
     gathered: tuple[int, ...]
     memory: float
     state: int
+
+    @property
+    def multiplied(self) -> float:
+        """Operations of all products."""
+        return sum(self.products.values())
 
     @property
     def moved(self) -> int:
@@ -53,8 +60,9 @@ class Chip(NamedTuple):
     """A chip's published peaks.
 
     Attributes:
-      products: float32 operations a second.
-      training: bfloat16 operations a second.
+      platform: what programs for it are lowered for.
+      rates: operations a second of products in "float32", "tf32" (where there is such
+        a thing), "bfloat16" and "bfloat16 x3", float32 in three passes.
       memory: bytes a second.
       link: bytes a second out of the chip: over NVLink, or one link of the torus.
       axes: of the torus; 0 where a switch joins all chips of a node.
@@ -64,8 +72,8 @@ class Chip(NamedTuple):
       source: of the numbers.
     """
 
-    products: float
-    training: float
+    platform: str
+    rates: Mapping[str, float]
     memory: float
     link: float
     axes: int
@@ -77,21 +85,33 @@ class Chip(NamedTuple):
 
 _NVIDIA = "NVIDIA {} datasheet (SXM); ConnectX-7, 400 Gb/s a GPU"
 _GOOGLE = "cloud.google.com/tpu/docs/{}; float32 is six bfloat16 passes"
+
+
+def _rates(bfloat16: float, float32: float, **more: float) -> Mapping[str, float]:
+    own = {"bfloat16": bfloat16, "bfloat16 x3": bfloat16 / 3, "float32": float32}
+    return own | more
+
+
+_HOPPER = _rates(989e12, 67e12, tf32=494.5e12)
 CHIPS = {
     "H100": Chip(
-        *(67e12, 989e12, 3.35e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H100"))
+        "cuda",
+        *(_HOPPER, 3.35e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H100")),
     ),
     "H200": Chip(
-        *(67e12, 989e12, 4.8e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H200"))
+        "cuda",
+        *(_HOPPER, 4.8e12, 450e9, 0, 8, 50e9, 20e-6, _NVIDIA.format("H200")),
     ),
     "TPU v5e": Chip(
-        *(197e12 / 6, 197e12, 819e9, 50e9, 2, 256, 0, 5e-6, _GOOGLE.format("v5e"))
+        *("tpu", _rates(197e12, 197e12 / 6)),
+        *(819e9, 50e9, 2, 256, 0, 5e-6, _GOOGLE.format("v5e")),
     ),
     "TPU v5p": Chip(
-        *(459e12 / 6, 459e12, 2765e9, 100e9, 3, 8960, 0, 5e-6, _GOOGLE.format("v5p"))
+        *("tpu", _rates(459e12, 459e12 / 6)),
+        *(2765e9, 100e9, 3, 8960, 0, 5e-6, _GOOGLE.format("v5p")),
     ),
 }
-# QR and eigh reach about this share of the peak of products.
+# QR and eigh reach about this share of the peak of float32 products.
 FACTORIZATION_SHARE = 0.005
 
 
@@ -150,7 +170,13 @@ def _repeat(count: int, x: jax.Array) -> jax.Array:
 
 
 def step_cost(
-    method: str, params: Any, devices: int, *, usual: bool = False, **kwargs: Any
+    method: str,
+    params: Any,
+    devices: int,
+    *,
+    usual: bool = False,
+    platform: str = "cpu",
+    **kwargs: Any,
 ) -> Cost:
     """What one step costs a device, its parameters cut by rows over all of them.
 
@@ -163,7 +189,8 @@ def step_cost(
       params: tree of `jax.ShapeDtypeStruct`.
       devices: that the work is spread over.
       usual: whether to take a step on which no basis is made or refreshed. The other
-        one has, of each kind of operation, what the dearest step has.
+        one has, of each kind of operation, what the most expensive step has.
+      platform: what the program is lowered for: "cpu", "cuda" or "tpu".
       **kwargs: arguments for the method.
 
     Returns:
@@ -186,7 +213,9 @@ def step_cost(
 
     tx, update = build(_Share(1))
     state = jax.eval_shape(tx.init, params)
-    count = functools.partial(count_flops, while_trips=1, cheapest_branch=usual)
+    count = functools.partial(
+        count_flops, while_trips=1, cheapest_branch=usual, platform=platform
+    )
     whole = count(update, params, state, params)
     busiest, each = whole.factorization / devices, devices
     if apart:
@@ -195,9 +224,12 @@ def step_cost(
         # A function that was traced would not be traced again.
         update = build(share)[1]
     jaxpr = jax.make_jaxpr(update)(params, state, params).jaxpr
-    products = _products(jaxpr, min if usual else max)
+    products = _products(jaxpr, min if usual else max, platform)
     if not apart and devices > 1:
-        share.gathered = [size for _, size in products]
+        share.gathered = [product.right for product in products]
+    made: dict[str, float] = {}
+    for product in products:
+        made[product.form] = made.get(product.form, 0) + product.flops / each
     specs = sharding.param_specs(params, sharding.fsdp_rules(share.mesh))
     layouts = sharding.state_specs(
         tx, params, specs, distribute=share if apart else None
@@ -206,7 +238,7 @@ def step_cost(
     own = _local_bytes(share.mesh, params, specs)
     moved = sum(share.exchanged) + sum(share.gathered)
     return Cost(
-        products=sum(flops for flops, _ in products) / each,
+        products=made,
         factorizations=busiest,
         elements=whole.elementwise * own / _local_bytes(share.mesh, params, None),
         exchanged=tuple(share.exchanged),
@@ -230,8 +262,16 @@ def _local_bytes(mesh: AbstractMesh, tree: Any, specs: Any) -> int:
     )
 
 
-def _products(jaxpr, choose: Callable[..., Any]) -> list[tuple[int, int]]:
-    """Operations, and bytes of the right operand, of each product that runs."""
+class _Product(NamedTuple):
+    """A product that runs: its operations, its form, its right operand's bytes."""
+
+    flops: int
+    form: str
+    right: int
+
+
+def _products(jaxpr, choose: Callable[..., Any], platform: str) -> list[_Product]:
+    """The products that run on a platform."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -239,19 +279,41 @@ def _products(jaxpr, choose: Callable[..., Any]) -> list[tuple[int, int]]:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             depth = math.prod(left.shape[axis] for axis in contracted)
             flops = 2 * eqn.outvars[0].aval.size * depth
-            found.append((flops, right.size * right.dtype.itemsize))
-        bodies = [_products(b, choose) for b in core.jaxprs_in_params(eqn.params)]
+            form = _form(right.dtype, eqn.params["precision"], platform)
+            found.append(_Product(flops, form, right.size * right.dtype.itemsize))
         if eqn.primitive.name == "cond":
-            bodies = [choose(bodies, key=lambda body: sum(flops for flops, _ in body))]
+            branches = branches_on(platform, eqn.params)
+            bodies = [_products(b.jaxpr, choose, platform) for b in branches]
+            bodies = [choose(bodies, key=lambda body: sum(x.flops for x in body))]
+        else:
+            bodies = [
+                _products(b, choose, platform)
+                for b in core.jaxprs_in_params(eqn.params)
+            ]
         found += [x for body in bodies for x in body] * eqn.params.get("length", 1)
     return found
+
+
+def _form(dtype: Any, precision: Any, platform: str) -> str:
+    """What a product is made in, as `Chip.rates` calls it."""
+    if dtype.itemsize < 4:
+        return "bfloat16"
+    if isinstance(precision, lax.DotAlgorithmPreset):
+        passes = {"BF16_BF16_F32": "bfloat16", "BF16_BF16_F32_X3": "bfloat16 x3"}
+        return passes[precision.name]
+    level = precision[0] if isinstance(precision, tuple) else precision
+    if platform == "cpu" or level == lax.Precision.HIGHEST:
+        return "float32"
+    if platform == "cuda":
+        return "tf32"
+    return "bfloat16 x3" if level == lax.Precision.HIGH else "bfloat16"
 
 
 def seconds(cost: Cost, chip: Chip, devices: int) -> Mapping[str, float] | None:
     """A lower bound of the step's time on that many chips, by part.
 
     Args:
-      cost: from `step_cost`, for the same number.
+      cost: from `step_cost`, for the same number, and the chip's platform.
       chip: one of `CHIPS`.
       devices: that the work is spread over.
 
@@ -261,9 +323,9 @@ def seconds(cost: Cost, chip: Chip, devices: int) -> Mapping[str, float] | None:
     """
     if devices > chip.reach and not chip.network:
         return None
-    arithmetic = (
-        cost.products + cost.factorizations / FACTORIZATION_SHARE
-    ) / chip.products
+    rates = chip.rates
+    arithmetic = sum(flops / rates[form] for form, flops in cost.products.items())
+    arithmetic += cost.factorizations / FACTORIZATION_SHARE / rates["float32"]
     many = len(cost.exchanged) + len(cost.gathered)
     links = _exchange(sum(cost.exchanged), chip, devices) + _gather(
         sum(cost.gathered), chip, devices

@@ -11,7 +11,7 @@ from optax.contrib import _muon
 
 from experiments.benchmark import table, timing
 from experiments.flops import count_flops
-from optlab.matrices import linalg
+from optlab.matrices import quantiles
 from optlab.matrices.coefficients.presets import MUON, fit_coefficients, mixture_error
 from optlab.matrices.orthogonalize import orthogonalize
 
@@ -69,7 +69,7 @@ def methods(shape: tuple[int, int]):
 
 
 def _threshold(x: jax.Array) -> jax.Array:
-    return linalg.quantile(jnp.abs(x), 0.9)
+    return quantiles.quantile(jnp.abs(x), 0.9)
 
 
 def run(out: pathlib.Path) -> int:

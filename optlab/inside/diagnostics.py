@@ -15,6 +15,7 @@ import optax
 from optlab.compose import to_state_dtype
 from optlab.matrices import linalg, quantiles
 from optlab.matrices.norms import Layers, tree_layers
+from optlab.matrices.precision import product
 from optlab.optimizers.root import ScaleByRootState
 from optlab.optimizers.spam import ScaleBySpamState, spike_shares
 from optlab.roles import as_rule, leaf_name
@@ -146,7 +147,7 @@ def _orthogonality_error(update: jax.Array, layer: Layers) -> jax.Array:
     rows = u.shape[-2]
     norm = linalg.frobenius_norm(u, axis=(-2, -1), keepdims=True)
     u = u * (math.sqrt(rows) / jnp.maximum(norm, 1e-30))
-    error = linalg.matmul(u, u.mT) - jnp.eye(rows, dtype=u.dtype)[None]
+    error = product(u, u.mT) - jnp.eye(rows, dtype=u.dtype)[None]
     size = linalg.frobenius_norm(error, axis=(-2, -1)) / math.sqrt(rows)
     return size.reshape(layer.stack)
 
@@ -158,7 +159,7 @@ def _spectral_norm(x: jax.Array, layer: Layers) -> jax.Array:
 
     def step(_, v):
         v = v / jnp.maximum(linalg.frobenius_norm(v, (-2, -1), True), 1e-30)
-        return linalg.matmul(matrices.mT, linalg.matmul(matrices, v))
+        return product(matrices.mT, product(matrices, v))
 
     v = jax.lax.fori_loop(0, _POWER_STEPS, step, v)
     return jnp.sqrt(linalg.frobenius_norm(v, (-2, -1))).reshape(layer.stack)

@@ -1,7 +1,6 @@
 """Linear algebra of the matrix methods: arrays in, arrays out, stacks in front.
 
-Everything that a basis depends on runs at `Precision.HIGHEST`: the defaults of TPUs
-and of TF32 lose the small eigenvalues.
+Products are exact, but those of `subspace_step`, see :mod:`optlab.matrices.precision`.
 """
 
 import math
@@ -15,14 +14,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from optlab.matrices.precision import Kind, Passes, product
+
 # Of `nuclear_norm_estimate`: its cost is `4 m n` FLOPs times both.
 _PROBES = 8
 _LANCZOS_STEPS = 8
-
-
-def matmul(a: ArrayLike, b: ArrayLike) -> jax.Array:
-    """The product of two stacks of matrices at the highest precision."""
-    return jnp.asarray(jnp.matmul(a, b, precision=lax.Precision.HIGHEST))
 
 
 @jax.custom_jvp
@@ -124,7 +120,7 @@ def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
     Columns that depend on earlier ones have any completion for theirs, which is taken
     to stand still.
     """
-    r = matmul(q.mT, x)
+    r = product(q.mT, x)
     pivots = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
     lengths = jnp.max(jnp.abs(x), axis=-2) * math.sqrt(x.shape[-2])
     good = pivots > 1e3 * float(jnp.finfo(x.dtype).eps) * lengths
@@ -133,9 +129,9 @@ def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
     moved = lax.linalg.triangular_solve(
         r, jnp.where(good[..., None, :], dx, 0.0), left_side=False, lower=False
     )
-    inside = matmul(q.mT, moved)
+    inside = product(q.mT, moved)
     lower = jnp.tril(inside, -1)
-    return moved - matmul(q, inside) + matmul(q, lower - lower.mT)
+    return moved - product(q, inside) + product(q, lower - lower.mT)
 
 
 @_householder.defjvp
@@ -160,13 +156,13 @@ def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
     values, vectors = _eigh(x)
-    inside = matmul(vectors.mT, matmul((dx + dx.mT) / 2, vectors))
+    inside = product(vectors.mT, product((dx + dx.mT) / 2, vectors))
     gaps = values[..., None, :] - values[..., :, None]
     largest = jnp.max(jnp.abs(values), axis=-1)[..., None, None]
     least = 1e2 * float(jnp.finfo(x.dtype).eps) * largest
     apart = jnp.abs(gaps) > least
     turn = jnp.where(apart, inside / jnp.where(apart, gaps, 1.0), 0.0)
-    new = jnp.diagonal(inside, axis1=-2, axis2=-1), matmul(vectors, turn)
+    new = jnp.diagonal(inside, axis1=-2, axis2=-1), product(vectors, turn)
     return (values, vectors), new
 
 
@@ -187,15 +183,17 @@ def leading_left_singular_vectors(x: jax.Array, rank: int) -> jax.Array:
     """
     m, n = x.shape[-2:]
     if m <= n:
-        vectors = _eigh(matmul(x, x.mT))[1]
+        vectors = _eigh(product(x, x.mT))[1]
         return vectors[..., ::-1][..., :rank]
-    vectors = _eigh(matmul(x.mT, x))[1]
-    images = matmul(x, vectors[..., ::-1][..., :rank])
+    vectors = _eigh(product(x.mT, x))[1]
+    images = product(x, vectors[..., ::-1][..., :rank])
     return orthonormal_basis(images)
 
 
-@jax.custom_jvp
-def orthonormal_basis(x: jax.Array) -> jax.Array:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def orthonormal_basis(
+    x: jax.Array, kind: Kind = "exact", passes: Passes | None = None
+) -> jax.Array:
     """The orthogonal factor of the reduced QR of `(..., m, r)`, `r <= m`.
 
     Columns keep their span's order: the first `k` of the result span the first `k`
@@ -206,7 +204,8 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
     and `(r, r)` factors alone. Where the columns are too close to dependent for that,
     Householder's reflections do the whole stack. No shift is added to the Gram matrix:
     unit columns leave no scale for it to follow, and where only a shift would let
-    Cholesky through, the reflections are exact and need no third pass.
+    Cholesky through, the reflections are exact and need no third pass. The Gram
+    matrices are products of that kind, see :mod:`optlab.matrices.precision`.
 
     References:
       Fukaya et al., *CholeskyQR2: a simple and communication-avoiding algorithm*,
@@ -214,8 +213,8 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
     """
     lengths = frobenius_norm(x, axis=-2, keepdims=True)
     x_unit = x / jnp.where(lengths > 0, lengths, 1.0)
-    once = _whiten(x_unit, matmul(x_unit.mT, x_unit))
-    gram = matmul(once.mT, once)
+    once = _whiten(x_unit, product(x_unit.mT, x_unit, kind, passes))
+    gram = product(once.mT, once, kind, passes)
     twice = _whiten(once, gram)
     # What the first pass left decides how exact the second one is; NaN fails as well.
     eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
@@ -225,14 +224,18 @@ def orthonormal_basis(x: jax.Array) -> jax.Array:
 
 
 @orthonormal_basis.defjvp
-def _(primals, tangents):
+def _(kind, passes, primals, tangents):
     (x,), (dx,) = primals, tangents
-    q = orthonormal_basis(x)
+    q = orthonormal_basis(x, kind, passes)
     return q, _orthogonal_tangent(x, q, dx)
 
 
 def subspace_step(
-    basis: jax.Array, covariance: jax.Array, x: jax.Array, decay: ArrayLike
+    basis: jax.Array,
+    covariance: jax.Array,
+    x: jax.Array,
+    decay: ArrayLike,
+    passes: Passes | None = None,
 ) -> jax.Array:
     """One step of subspace iteration for a decaying average of `X X^T`.
 
@@ -244,13 +247,17 @@ def subspace_step(
       covariance: `S`, shape `(..., r, r)`.
       x: the new matrix, shape `(..., m, n)`.
       decay: weight of the past, in `[0, 1)`.
+      passes: of the products, see :func:`optlab.matrices.precision.product`.
 
     Returns:
       The new basis, shape `(..., m, r)`.
     """
-    power = matmul(x, matmul(x.mT, basis))
-    average = decay * matmul(basis, covariance) + (1 - decay) * power
-    return orthonormal_basis(jnp.asarray(average))
+
+    def mm(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a, b, "basis", passes)
+
+    average = decay * mm(basis, covariance) + (1 - decay) * mm(x, mm(x.mT, basis))
+    return orthonormal_basis(jnp.asarray(average), "basis", passes)
 
 
 def eigenbasis(gram: jax.Array, rank: int | None = None) -> jax.Array:
@@ -285,7 +292,7 @@ def refresh_eigenbasis(
       The new basis and the order of the old columns in it, shape `(..., m)`: what is
       kept in the old basis is to be permuted alike.
     """
-    power = matmul(_unit_scale(gram), basis)
+    power = product(_unit_scale(gram), basis)
     order = jnp.argsort(-jnp.sum(basis * power, axis=-2), axis=-1)
     power = jnp.take_along_axis(power, order[..., None, :], axis=-1)
     # Householder's: the condition of a preconditioner is far beyond Cholesky.
@@ -320,7 +327,7 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
 
     def step(carry, _):
         before, v, off = carry
-        w = matmul(y, matmul(y.mT, v)) - off * before
+        w = product(y, product(y.mT, v)) - off * before
         diagonal = jnp.sum(v * w, 0, keepdims=True)
         w = w - diagonal * v
         off = safe_sqrt(jnp.sum(jnp.square(w), 0, keepdims=True))

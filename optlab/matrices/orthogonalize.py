@@ -34,6 +34,7 @@ from optlab.dtypes import at_least_float32
 from optlab.matrices.coefficients.fit import NORMALIZATIONS
 from optlab.matrices.coefficients.presets import MUON, resolve_coefficients
 from optlab.matrices.linalg import unit
+from optlab.matrices.precision import iterate
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -55,7 +56,7 @@ def orthogonalize(
     method: Literal["auto", "plain", "gram"] = "auto",
     eps: float = _NORM_EPS,
     dtype: DTypeLike | None = None,
-    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    precision: lax.PrecisionLike = None,
 ) -> jax.Array:
     """Takes matrices close to their polar factors, `U S V^T -> U p_K(S) V^T`.
 
@@ -67,12 +68,12 @@ def orthogonalize(
         "schatten4".
       method: "plain", "gram", or "auto" for whichever needs fewer FLOPs.
       eps: added to the Frobenius norm, by either normalization.
-      dtype: of the products; by default that of `x`, and at least float32. The Gram
-        form is within 2e-3 of the plain one's error in float32 (spectral norm, up to
-        five of Muon's or of fitted steps), and within twice that error in bfloat16
-        and float16.
-      precision: of the products. The default keeps float32 exact on backends that
-        would round its products to TF32 or bfloat16.
+      dtype: of the products' operands. None: bfloat16 for float32 on GPUs and TPUs,
+        else that of `x`, and at least float32. The Gram form is within 2e-3 of the
+        plain one's error in float32 (spectral norm, up to five of Muon's or of fitted
+        steps), and within twice that error in bfloat16 and float16.
+      precision: of the products. None: the highest. Given without a dtype, the
+        products are those of `x` on all backends.
 
     Returns:
       An array with the shape and dtype of `x`. Zero matrices give zero.
@@ -87,19 +88,40 @@ def orthogonalize(
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
     table = np.asarray(resolve_coefficients(coeffs, steps), np.float64)
     wide = at_least_float32(x.dtype)
-    dtype = wide if dtype is None else dtype
     tall = x.shape[-2] > x.shape[-1]
-    y = unit(x.astype(wide), (-2, -1), eps).astype(dtype)
-    y = y.mT if tall else y
-    segments = _segments(table, float(jnp.finfo(dtype).eps))
-    if method == "auto":
-        method = min(("plain", "gram"), key=lambda k: flops(y.shape, segments, k))
+    start = unit(x.astype(wide), (-2, -1), eps)
     unit_gram = _unit_schatten if normalize == "schatten4" else None
-    if method == "plain":
-        y = _plain(y, table, unit_gram, precision)
-    else:
-        y = _gram(y, segments, unit_gram, precision)
-    return (y.mT if tall else y).astype(x.dtype)
+
+    def polar(y: jax.Array, dtype: DTypeLike) -> jax.Array:
+        # Of 16 bits only the operands are: sums of products stay what they are.
+        y = y.astype(at_least_float32(dtype))
+        y = y.mT if tall else y
+        segments = _segments(table, float(jnp.finfo(dtype).eps))
+        forms = ("plain", "gram") if method == "auto" else (method,)
+        mm = partial(_multiply, dtype=dtype, precision=precision)
+        if min(forms, key=lambda k: flops(y.shape, segments, k)) == "plain":
+            y = _plain(y, table, unit_gram, mm)
+        else:
+            y = _gram(y, segments, unit_gram, mm)
+        return (y.mT if tall else y).astype(x.dtype)
+
+    if dtype is None and precision is None:
+        return iterate(polar, start)
+    return polar(start, wide if dtype is None else dtype)
+
+
+def _multiply(
+    a: jax.Array, b: jax.Array, *, dtype: DTypeLike, precision: lax.PrecisionLike
+) -> jax.Array:
+    """The product of what `a` and `b` are in that dtype, in their own."""
+    if precision is None:  # Of 16 bits there is nothing to split.
+        precision = "highest" if jnp.dtype(dtype).itemsize > 2 else "default"
+    return jnp.matmul(
+        a.astype(dtype),
+        b.astype(dtype),
+        precision=precision,
+        preferred_element_type=a.dtype,
+    )
 
 
 def flops(shape: tuple[int, ...], segments: list[np.ndarray], method: str) -> int:
@@ -155,8 +177,7 @@ def _loop(body, init, table: np.ndarray):
     return lax.scan(step, init, jnp.asarray(table, dtype))[0]
 
 
-def _plain(x: jax.Array, table: np.ndarray, unit_gram, precision) -> jax.Array:
-    mm = partial(jnp.matmul, precision=precision)
+def _plain(x: jax.Array, table: np.ndarray, unit_gram, mm) -> jax.Array:
 
     def poly(gram, b: ArrayLike, c: ArrayLike):
         return b * gram + c * mm(gram, gram)
@@ -173,8 +194,7 @@ def _plain(x: jax.Array, table: np.ndarray, unit_gram, precision) -> jax.Array:
     return _loop(step, x, table)
 
 
-def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, precision) -> jax.Array:
-    mm = partial(jnp.matmul, precision=precision)
+def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, mm) -> jax.Array:
     eye = jnp.eye(x.shape[-2], dtype=x.dtype)
     eye = jnp.broadcast_to(eye, (*x.shape[:-1], x.shape[-2]))
 

@@ -58,12 +58,12 @@ from optlab.matrices.linalg import (
     cap_norm,
     frobenius_norm,
     leading_left_singular_vectors,
-    matmul,
     safe_sqrt,
     subspace_step,
     unit,
 )
 from optlab.matrices.orthogonalize import orthogonalize
+from optlab.matrices.precision import Passes, check_passes, product, rounding
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import as_rule, tree_views
 
@@ -93,31 +93,41 @@ def _directions(
     gamma: Any,
     ns_steps: int,
     ns_dtype: DTypeLike | None,
+    basis_precision: Passes | None,
 ) -> tuple[jax.Array, ...]:
     """One step on a stack: the direction and the new basis, covariance and nu."""
     g, x = cap_norm(gradient), cap_norm(momentum)
+
+    def mm(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(a, b, "basis", basis_precision)
+
     # A scalar predicate: under vmap both branches would run.
     new_basis = lax.cond(
         t == 1,
         lambda: leading_left_singular_vectors(g, basis.shape[-1]),
-        lambda: subspace_step(basis, covariance, g, b2),
+        lambda: subspace_step(basis, covariance, g, b2, basis_precision),
     )
-    turn = matmul(basis.mT, new_basis)
-    projected = matmul(new_basis.mT, g)
-    covariance = b2 * matmul(turn.mT, matmul(covariance, turn)) + (1 - b2) * matmul(
+    turn = mm(basis.mT, new_basis)
+    projected = mm(new_basis.mT, g)
+    covariance = b2 * mm(turn.mT, mm(covariance, turn)) + (1 - b2) * mm(
         projected, projected.mT
     )
     nu = b2 * nu + (1 - b2) * jnp.square(projected)
 
-    inside = matmul(new_basis.mT, x)
-    rest = x - matmul(new_basis, inside)
+    inside = mm(new_basis.mT, x)
+    rest = x - mm(new_basis, inside)
     # What holds nothing but rounding would be brought to full size below.
-    rounding = 32 * float(jnp.finfo(x.dtype).eps) * _norm(x)
+    noise = 32 * rounding("basis", basis_precision, x.dtype) * _norm(x)
     lengths = frobenius_norm(inside, axis=-1, keepdims=True)
-    inside = jnp.where(lengths > rounding, inside, 0.0)
-    rest = jnp.where(_norm(rest) > rounding, rest, 0.0)
+    inside = jnp.where(lengths > noise, inside, 0.0)
+    rest = jnp.where(_norm(rest) > noise, rest, 0.0)
     correction = jnp.sqrt(bias_correction(b2, t, x.dtype))
-    adapted = matmul(new_basis, inside / (safe_sqrt(nu) / correction + eps))
+    adapted = product(
+        new_basis,
+        inside / (safe_sqrt(nu) / correction + eps),
+        "rotation",
+        basis_precision,
+    )
     ortho = _unit_rms(orthogonalize(rest, steps=ns_steps, dtype=ns_dtype), eps)
     return _unit_rms(adapted + gamma * ortho, eps), new_basis, covariance, nu
 
@@ -140,6 +150,7 @@ def scale_by_cosmos(
     nesterov: bool = True,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
+    basis_precision: Passes | None = None,
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
@@ -163,6 +174,7 @@ def scale_by_cosmos(
     checks.newton_schulz_steps(ns_steps=ns_steps)
     checks.boolean(nesterov=nesterov)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
+    check_passes(basis_precision=basis_precision)
     checks.distribution(distribute)
     rule = as_rule(roles)
 
@@ -204,6 +216,7 @@ def scale_by_cosmos(
                 gamma=gamma,
                 ns_steps=ns_steps,
                 ns_dtype=ns_dtype,
+                basis_precision=basis_precision,
             ),
             tree_views(updates, rule, "cosmos"),
             (gradients, mu),
@@ -230,6 +243,7 @@ def cosmos(
     nesterov: bool = True,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
+    basis_precision: Passes | None = None,
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """COSMOS on the hidden matrices, AdamW on embeddings, heads and vectors.
@@ -255,8 +269,10 @@ def cosmos(
       gamma: weight of the orthogonalized rest; the paper takes 0.25 to 0.5.
       nesterov: whether the momentum looks one gradient ahead.
       ns_steps: Newton-Schulz steps on the rest.
-      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
-        momentum's, and at least float32.
+      ns_dtype: of their products. None: float32 on CPUs, bfloat16 on GPUs and TPUs,
+        float64 for such momenta, see :mod:`optlab.matrices.precision`.
+      basis_precision: of the products with the basis, "default", "high" or "highest".
+        None: by the backend, too.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -271,5 +287,6 @@ def cosmos(
         nesterov=nesterov,
         ns_steps=ns_steps,
         ns_dtype=ns_dtype,
+        basis_precision=basis_precision,
     )
     return matrix_optimizer(direction, learning_rate, options)

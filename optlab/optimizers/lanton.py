@@ -134,8 +134,8 @@ def lanton(
       alpha, exponent, noise, noise_interval, dual_norm: of the adaptation, see
         :func:`optlab.noise_adaptive`.
       ns_steps: Newton-Schulz steps, of the direction and of the norm.
-      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
-        momentum's, and at least float32.
+      ns_dtype: of their products. None: float32 on CPUs, bfloat16 on GPUs and TPUs,
+        float64 for such momenta, see :mod:`optlab.matrices.precision`.
       embedding_learning_rate: of embeddings and heads. None: `learning_rate`.
       vector_learning_rate: of vectors. None: `learning_rate`.
       embedding_scale: of the sign of embeddings and heads. None: one over the width.

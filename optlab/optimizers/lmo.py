@@ -40,8 +40,8 @@ def scale_by_lmo(
       embedding_scale: of the sign of embeddings and heads. None: one over the width,
         the last axis of a table, the first of a kernel or head.
       ns_steps: Newton-Schulz steps on hidden matrices.
-      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
-        momentum's, and at least float32.
+      ns_dtype: of their products. None: float32 on CPUs, bfloat16 on GPUs and TPUs,
+        float64 for such momenta, see :mod:`optlab.matrices.precision`.
       roles, mu_dtype, distribute: see :mod:`optlab.options`.
 
     Returns:

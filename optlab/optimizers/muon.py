@@ -226,8 +226,8 @@ def muon(
         `ns_steps` of them. "fitted": those of :func:`optlab.fit_coefficients` for each
         shape, a triple for each step.
       normalize: the norm that the matrix is divided by, "frobenius" or "schatten4".
-      ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
-        None: the momentum's, and at least float32.
+      ns_dtype: of the Newton-Schulz products. None: float32 on CPUs, bfloat16 on GPUs
+        and TPUs, float64 for such momenta, see :mod:`optlab.matrices.precision`.
       consistent_rms: RMS of an update at rate one, whatever the shape. None: the scale
         is `sqrt(max(1, d_out / d_in))`.
       adam_nesterov: whether the other leaves get NAdam instead of Adam.

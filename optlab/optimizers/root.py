@@ -203,8 +203,8 @@ def root(
       ns_coeffs: a triple or `ns_steps` of them for all matrices, or a dictionary by
         shape `(m, n)`, either way round. None: fitted to each shape when traced, a
         triple for each step.
-      ns_dtype: of the Newton-Schulz products, such as bfloat16 where that is faster.
-        None: the momentum's, and at least float32.
+      ns_dtype: of the Newton-Schulz products. None: float32 on CPUs, bfloat16 on GPUs
+        and TPUs, float64 for such momenta, see :mod:`optlab.matrices.precision`.
       **options: see :mod:`optlab.options`.
 
     Returns:

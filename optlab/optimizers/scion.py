@@ -126,8 +126,8 @@ def scion(
       embedding_radius: `rho` of embeddings and heads, over their width.
       vector_radius: `rho` of vectors: their largest RMS.
       ns_steps: Newton-Schulz steps on hidden matrices.
-      ns_dtype: of their products, such as bfloat16 where that is faster. None: the
-        momentum's, and at least float32.
+      ns_dtype: of their products. None: float32 on CPUs, bfloat16 on GPUs and TPUs,
+        float64 for such momenta, see :mod:`optlab.matrices.precision`.
       **options: see :mod:`optlab.options`.
 
     Returns:

@@ -54,10 +54,10 @@ from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.linalg import (
     cap_norm,
     eigenbasis,
-    matmul,
     refresh_eigenbasis,
     safe_sqrt,
 )
+from optlab.matrices.precision import Passes, check_passes, product
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import View, as_rule, tree_views
 
@@ -88,6 +88,7 @@ def _directions(
     b2: Any,
     eps: Any,
     interval: int,
+    basis_precision: Passes | None,
 ) -> tuple[jax.Array, ...]:
     """One call on a stack: the direction, then what came in, renewed."""
     g, x = cap_norm(gradient), cap_norm(momentum)
@@ -95,19 +96,19 @@ def _directions(
     left, right = (q.shape[-1] == d for q, d in zip(bases, g.shape[1:], strict=True))
 
     def rotate(y: jax.Array, back: bool) -> jax.Array:
+        mm = partial(product, kind="rotation", passes=basis_precision)
         q_left, q_right = bases
-        y = matmul(q_left if back else q_left.mT, y) if left else y
-        return matmul(y, q_right.mT if back else q_right) if right else y
+        y = mm(q_left if back else q_left.mT, y) if left else y
+        return mm(y, q_right.mT if back else q_right) if right else y
 
-    def step():
-        new_nu = b2 * nu + (1 - b2) * jnp.square(rotate(g, back=False))
-        adapted = rotate(x, back=False) / (safe_sqrt(new_nu) + eps)
-        root = jnp.sqrt(bias_correction(b2, count, g.dtype))
-        size = root / bias_correction(b1, count, g.dtype)
-        return size * rotate(adapted, back=True), new_nu
-
-    direction, nu = lax.cond(count == 0, lambda: (jnp.zeros_like(g), nu), step)
-    products = (matmul(g, g.mT) if left else None, matmul(g.mT, g) if right else None)
+    new_nu = b2 * nu + (1 - b2) * jnp.square(rotate(g, back=False))
+    adapted = rotate(x, back=False) / (safe_sqrt(new_nu) + eps)
+    # The first call has no bases yet: it answers nothing and keeps its zeros.
+    first, t = count == 0, jnp.maximum(count, 1)
+    size = jnp.sqrt(bias_correction(b2, t, g.dtype)) / bias_correction(b1, t, g.dtype)
+    direction = jnp.where(first, 0.0, size * rotate(adapted, back=True))
+    nu = jnp.where(first, nu, new_nu)
+    products = (product(g, g.mT) if left else None, product(g.mT, g) if right else None)
     grams = tuple(
         a if p is None else b2 * a + (1 - b2) * p
         for a, p in zip(grams, products, strict=True)
@@ -145,6 +146,7 @@ def scale_by_soap(
     max_dim: int = 10000,
     *,
     one_sided: bool = False,
+    basis_precision: Passes | None = None,
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
@@ -166,6 +168,7 @@ def scale_by_soap(
     checks.positive_int(precondition_interval=precondition_interval, max_dim=max_dim)
     checks.boolean(one_sided=one_sided)
     checks.dtype(mu_dtype=mu_dtype)
+    check_passes(basis_precision=basis_precision)
     checks.distribution(distribute)
     rule = as_rule(roles)
 
@@ -208,6 +211,7 @@ def scale_by_soap(
             b2=b2,
             eps=eps,
             interval=precondition_interval,
+            basis_precision=basis_precision,
         )
         directions, *factors = map_matrices(
             step,
@@ -258,6 +262,7 @@ def soap(
     precondition_interval: int = 10,
     max_dim: int = 10000,
     one_sided: bool = False,
+    basis_precision: Passes | None = None,
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP on the hidden matrices, AdamW on embeddings, heads and vectors.
@@ -284,6 +289,8 @@ def soap(
       max_dim: a side longer than this keeps the identity for a basis.
       one_sided: whether only the shorter side is rotated (the input side of square
         matrices), for less state and less work.
+      basis_precision: of the rotations, "default", "high" or "highest". None: by the
+        backend, see :mod:`optlab.matrices.precision`.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -296,6 +303,7 @@ def soap(
         scale_by_soap,
         *(b1, b2, eps, precondition_interval, max_dim),
         one_sided=one_sided,
+        basis_precision=basis_precision,
     )
     return matrix_optimizer(
         direction, learning_rate, options, adam=_adam_from_second_call, decay_start=1
