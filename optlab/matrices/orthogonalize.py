@@ -20,7 +20,6 @@ References:
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import jax
@@ -45,6 +44,8 @@ _NORM_EPS = 1e-7
 # epsilon on the eigenvalues of R, and every step multiplies it by up to a^2. Where the
 # noise that reaches a step would pass this bound, R is made anew from X.
 _NOISE_BOUND = 0.1
+# Of 16 bits the same, in what the steps multiply by; their diagonals are kept apart.
+_GROWTH_BOUND = 150.0
 
 
 def orthogonalize(
@@ -69,9 +70,10 @@ def orthogonalize(
       method: "plain", "gram", or "auto" for whichever needs fewer FLOPs.
       eps: added to the Frobenius norm, by either normalization.
       dtype: of the products' operands. None: bfloat16 for float32 on GPUs and TPUs,
-        else that of `x`, and at least float32. The Gram form is within 2e-3 of the
-        plain one's error in float32 (spectral norm, up to five of Muon's or of fitted
-        steps), and within twice that error in bfloat16 and float16.
+        else that of `x`, and at least float32. What is added to products stays at
+        least float32. The Gram form is within 2e-3 of the plain one's error in float32
+        (spectral norm, up to five of Muon's or of fitted steps), and on gradients it is
+        no worse than that in bfloat16 and float16.
       precision: of the products. None: the highest. Given without a dtype, the
         products are those of `x` on all backends.
 
@@ -93,12 +95,11 @@ def orthogonalize(
     unit_gram = _unit_schatten if normalize == "schatten4" else None
 
     def polar(y: jax.Array, dtype: DTypeLike) -> jax.Array:
-        # Of 16 bits only the operands are: sums of products stay what they are.
         y = y.astype(at_least_float32(dtype))
         y = y.mT if tall else y
-        segments = _segments(table, float(jnp.finfo(dtype).eps))
+        segments = _segments(table, dtype)
         forms = ("plain", "gram") if method == "auto" else (method,)
-        mm = partial(_multiply, dtype=dtype, precision=precision)
+        mm = _Products(dtype, precision)
         if min(forms, key=lambda k: flops(y.shape, segments, k)) == "plain":
             y = _plain(y, table, unit_gram, mm)
         else:
@@ -110,18 +111,48 @@ def orthogonalize(
     return polar(start, wide if dtype is None else dtype)
 
 
-def _multiply(
-    a: jax.Array, b: jax.Array, *, dtype: DTypeLike, precision: lax.PrecisionLike
-) -> jax.Array:
-    """The product of what `a` and `b` are in that dtype, in their own."""
-    if precision is None:  # Of 16 bits there is nothing to split.
-        precision = "highest" if jnp.dtype(dtype).itemsize > 2 else "default"
-    return jnp.matmul(
-        a.astype(dtype),
-        b.astype(dtype),
-        precision=precision,
-        preferred_element_type=a.dtype,
-    )
+class _Products:
+    """Products of what matrices are in a dtype, in their own dtype.
+
+    Of 16 bits only the operands are, and of a factor `a I + W` only what is beside
+    its diagonal: rounding `a` would reach what the matrix has no part in, and grow
+    there with every step. That leaves a Gram form no worse than the plain one.
+    """
+
+    def __init__(self, dtype: DTypeLike, precision: lax.PrecisionLike):
+        self._dtype = jnp.dtype(dtype)
+        self._short = self._dtype.itemsize < 4
+        # Of 16 bits there is nothing to split.
+        usual = "default" if self._short else "highest"
+        self._precision = usual if precision is None else precision
+
+    def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(
+            a.astype(self._dtype),
+            b.astype(self._dtype),
+            precision=self._precision,
+            preferred_element_type=a.dtype,
+        )
+
+    def left(self, factor: jax.Array, x: jax.Array) -> jax.Array:
+        """`F X`."""
+        if not self._short:
+            return self(factor, x)
+        diagonal, rest = _off_diagonal(factor)
+        return diagonal[..., :, None] * x + self(rest, x)
+
+    def right(self, x: jax.Array, factor: jax.Array) -> jax.Array:
+        """`X F`."""
+        if not self._short:
+            return self(x, factor)
+        diagonal, rest = _off_diagonal(factor)
+        return diagonal[..., None, :] * x + self(x, rest)
+
+
+def _off_diagonal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The diagonal of each matrix, and the matrix without it."""
+    outside = jnp.eye(x.shape[-1], dtype=bool)[(None,) * (x.ndim - 2)]
+    return jnp.diagonal(x, axis1=-2, axis2=-1), jnp.where(outside, 0.0, x)
 
 
 def flops(shape: tuple[int, ...], segments: list[np.ndarray], method: str) -> int:
@@ -136,17 +167,22 @@ def flops(shape: tuple[int, ...], segments: list[np.ndarray], method: str) -> in
     return int(np.prod(stack)) * per_matrix
 
 
-def _segments(table: np.ndarray, epsilon: float) -> list[np.ndarray]:
-    """Cuts the steps into runs over which the Gram matrix need not be made anew."""
+def _segments(table: np.ndarray, dtype: DTypeLike) -> list[np.ndarray]:
+    """Cuts the steps into runs over which the Gram matrix need not be made again."""
+    short = jnp.dtype(dtype).itemsize < 4
+    bound = _GROWTH_BOUND if short else 2 * _NOISE_BOUND / float(jnp.finfo(dtype).eps)
     segments: list[list[np.ndarray]] = []
-    noise = np.inf
-    for triple in table:
-        if noise > _NOISE_BOUND:
+    growth = np.inf
+    # Of 16 bits from the last step on, so that what is left over comes first.
+    for triple in table[::-1] if short else table:
+        if growth > bound:
             segments.append([])
-            noise = epsilon / 2
+            growth = 1.0
         segments[-1].append(triple)
-        noise *= triple[0] ** 2
-    return [np.stack(s) for s in segments]
+        growth *= triple[0] ** 2
+    if short:
+        segments = [run[::-1] for run in segments[::-1]]
+    return [np.stack(run) for run in segments]
 
 
 def _unit_schatten(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +240,7 @@ def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, mm) -> jax.Array:
     def step(carry, a: ArrayLike, b: ArrayLike, c: ArrayLike):
         q, r = carry
         z = factor(r, a, b, c)
-        return mm(z, q), mm(mm(z, r), z)
+        return mm.left(z, q), mm.right(mm.left(z, r), z)
 
     for table in segments:
         # The first step starts from Q = I, and the last needs no new R.
@@ -214,8 +250,8 @@ def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, mm) -> jax.Array:
         # Python's numbers: NumPy's own would widen bfloat16 to float32.
         q = factor(r, *table[0].tolist())
         if len(table) > 1:
-            r = mm(mm(q, r), q)
+            r = mm.right(mm.left(q, r), q)
             q, r = _loop(step, (q, r), table[1:-1])
-            q = mm(factor(r, *table[-1].tolist()), q)
-        x = mm(q if inverse is None else inverse * q, x)
+            q = mm.left(factor(r, *table[-1].tolist()), q)
+        x = mm.left(q if inverse is None else inverse * q, x)
     return x

@@ -59,12 +59,14 @@ def share(tmp_path, workdirs, url):
     """Two launchers share 12 points; the first is killed. What ended, by folder."""
     path = written(tmp_path, axes=rates(12))
     words, environment = command(tmp_path, path, workdirs[0], f"--storage={url}")
+    # On a slow machine the first may end all but a few in a folder of its own.
+    least = 5 if workdirs[0] == workdirs[-1] else 2
     first = subprocess.Popen(
         words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
 
     def kill():
-        eventually(lambda: len(ended(workdirs[-1])) >= 5, seconds=240)
+        eventually(lambda: len(ended(workdirs[-1])) >= least, seconds=240)
         os.kill(first.pid, signal.SIGKILL)
 
     try:

@@ -99,7 +99,7 @@ def test_float32_keeps_to_the_polynomial_on_hard_matrices(case, tall):
 @pytest.mark.parametrize("normalize", ["frobenius", "schatten4"])
 @pytest.mark.parametrize("coeffs", ["muon", "fitted", "polar_express"])
 def test_half_precision_keeps_to_the_polynomial(dtype, normalize, coeffs):
-    """The Gram form starts anew often enough to be no worse than the plain one."""
+    """Rounding is not let grow through all steps, in the Gram form least of all."""
     x = np.stack(list(ILL_CONDITIONED.values())).astype(np.float32)
     if coeffs == "fitted":
         coeffs = fit_coefficients(x.shape[1:], 5, per_step=True, normalize=normalize)
@@ -117,11 +117,11 @@ def test_half_precision_keeps_to_the_polynomial(dtype, normalize, coeffs):
         )
         return np.linalg.norm(y - exact, 2, axis=(1, 2))
 
-    # Half an epsilon grows by the product of the leading coefficients.
+    # Half an epsilon would grow by the product of the leading coefficients.
     epsilon = float(jnp.finfo(dtype).eps)
-    plain, gram = error("plain"), error("gram")
-    assert (plain < epsilon * table[:, 0].prod()).all()
-    assert (gram < 2 * plain + 8 * epsilon).all(), (gram, plain)
+    growth = float(np.prod(table[:, 0]))
+    for method in ("plain", "gram"):
+        assert (error(method) < epsilon * growth**0.5).all(), (method, error(method))
 
 
 def llama_130m_block(method):
