@@ -1,5 +1,7 @@
 """A function of matrices over whole trees, in as few large stacks as can be."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -255,12 +257,26 @@ def _in_chunks(
         chunk = [
             lax.dynamic_slice_in_dim(now[i], start, size) for i in range(len(arrays))
         ]
+        found = f(*chunk)
+        start = _once_known(start, found)
         return [
             old if old is None else lax.dynamic_update_slice_in_dim(old, new, start, 0)
-            for old, new in zip(results, f(*chunk), strict=True)
+            for old, new in zip(results, found, strict=True)
         ]
 
     return tuple(lax.fori_loop(0, stack // size, body, results))
+
+
+def _once_known(start: jax.Array, results: Sequence[jax.Array | None]) -> jax.Array:
+    """The same place, as a number that waits for all results.
+
+    What is read of a stack has then been read before a chunk of it is written over.
+    XLA copies the whole stack at every turn where nothing says that, and drops
+    `lax.optimization_barrier` before it looks.
+    """
+    entries = [x[(0,) * x.ndim] for x in results if x is not None]
+    never = [(x < 0) & (x > 0) for x in entries]
+    return jnp.where(functools.reduce(operator.or_, never), 0, start)
 
 
 def _room(x: Any, given: Any, stack: int) -> Any:

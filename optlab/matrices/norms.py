@@ -15,10 +15,12 @@ but its last one.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optlab import checks
 from optlab.matrices.buckets import Distribute, map_matrices
@@ -116,6 +118,7 @@ def dual_norms(
     ns_steps: int,
     ns_dtype: Any,
     distribute: Distribute | None,
+    due: jax.Array | None = None,
     keep: bool = False,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The dual norm of every layer of a difference, in the shape of the leaves' stacks.
@@ -127,6 +130,8 @@ def dual_norms(
       dual_norm: how the nuclear norm is found, see :func:`optlab.noise_adaptive`.
       ns_steps, ns_dtype: of "newton_schulz".
       distribute: how the matrix work is spread.
+      due: whether the norms are of use; where not, those of hidden matrices may be
+        anything. None: they are.
       keep: whether the leaves are to be written over `others`, where that saves memory.
 
     Returns:
@@ -147,6 +152,8 @@ def dual_norms(
         "frobenius": None,
     }
     nuclear = named[dual_norm] if isinstance(dual_norm, str) else dual_norm
+    if due is not None and nuclear is not None:
+        nuclear = partial(_if_due, due, nuclear)
     hidden, keep = {}, keep and distribute is None
     if nuclear is not None:  # The Frobenius norm needs no stacks, and nothing moved.
         hidden = _on_matrices(
@@ -164,6 +171,13 @@ def dual_norms(
         norms.append(layer.scale * value)
         leaves.append(x if same is None else same)
     return norms, leaves
+
+
+def _if_due(
+    due: jax.Array, norm: Callable[[jax.Array], jax.Array], x: jax.Array
+) -> jax.Array:
+    """The norms of a stack, or zeros."""
+    return lax.cond(due, norm, lambda x: jnp.zeros_like(x[:, 0, 0]), x)
 
 
 def _difference(x: jax.Array, other: jax.Array) -> jax.Array:

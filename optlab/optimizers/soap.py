@@ -238,11 +238,13 @@ def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
         return FromSecondCallState(jnp.zeros([], jnp.int32), adam.init(params))
 
     def update_fn(updates, state, params=None):
-        updates, inner = lax.cond(
-            state.count == 0,
-            lambda: (jax.tree.map(jnp.zeros_like, updates), state.inner),
-            lambda: adam.update(updates, state.inner, params),
-        )
+        def seen(new, old):
+            # A branch would copy what it returns.
+            return jax.tree.map(partial(jnp.where, state.count == 0), old, new)
+
+        found, inner = adam.update(updates, state.inner, params)
+        updates = seen(found, jax.tree.map(jnp.zeros_like, found))
+        inner = seen(inner, state.inner)
         return updates, FromSecondCallState(state.count + 1, inner)
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -125,13 +125,18 @@ def noise_adaptive(
         others = treedef.flatten_up_to(others)
         noises = treedef.flatten_up_to(state.noise)
 
-        def measured():
+        # There is no previous gradient at the first call.
+        since = state.count if paired else state.count - 1
+        due = (since >= 0) & (since % noise_interval == 0)
+
+        def measured(due=None):
             norms, same = dual_norms(
                 *(gradients, others, layers),
                 dual_norm=dual_norm,
                 ns_steps=ns_steps,
                 ns_dtype=ns_dtype,
                 distribute=distribute,
+                due=due,
                 keep=not paired,
             )
             return [
@@ -139,15 +144,13 @@ def noise_adaptive(
                 for h, n in zip(noises, norms, strict=True)
             ], same
 
-        # There is no previous gradient at the first call.
-        since = state.count if paired else state.count - 1
-        due = (since >= 0) & (since % noise_interval == 0)
-        if noise_interval == 1:
-            # Only the first call of all has nothing to measure: no branch for that.
-            fresh, previous = measured()
-            noises = [jnp.where(due, f, h) for f, h in zip(fresh, noises, strict=True)]
-        else:
+        if distribute is not None and noise_interval > 1:
+            # Nothing is moved either where nothing is measured.
             noises, previous = lax.cond(due, measured, lambda: (noises, gradients))
+        else:
+            # Only the first call of all has nothing to measure: no branch for that.
+            fresh, previous = measured(due if noise_interval > 1 else None)
+            noises = [jnp.where(due, f, h) for f, h in zip(fresh, noises, strict=True)]
         if not paired and distribute is None:
             after = map(_after, treedef.flatten_up_to(updates), noises)
             updates = treedef.unflatten(after)
@@ -176,11 +179,15 @@ def _after(gradient: jax.Array, noise: jax.Array) -> jax.Array:
 
     So the direction may be written over it: XLA copies what two loops use, if neither
     has to wait for the other, and drops `lax.optimization_barrier` before it looks. A
-    noise is never negative, which XLA does not know.
+    noise is never negative, which XLA does not know. One entry is enough, and written
+    in its place.
     """
     if not noise.size:
         return gradient
-    return jnp.where(jnp.ravel(noise)[0] < 0, jnp.zeros_like(gradient), gradient)
+    start = (0,) * gradient.ndim
+    entry = lax.slice(gradient, start, (1,) * gradient.ndim)
+    entry = jnp.where(jnp.ravel(noise)[0] < 0, jnp.zeros_like(entry), entry)
+    return lax.dynamic_update_slice(gradient, entry, start)
 
 
 def _capped(norm: jax.Array) -> jax.Array:

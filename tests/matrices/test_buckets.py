@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optlab
@@ -12,11 +11,6 @@ from optlab.roles import tree_views
 
 SHAPES = {"up": (6, 4, 10), "down": (6, 10, 4), "square": (5, 4, 4), "single": (10, 4)}
 RULE = optlab.default_roles(stacked=("up", "down", "square"))
-
-
-@pytest.fixture
-def one_at_a_time(monkeypatch):
-    monkeypatch.setattr(buckets, "CHUNK_BYTES", 1)
 
 
 @pytest.mark.parametrize(
@@ -76,30 +70,3 @@ def test_chunks_give_what_the_whole_gives(monkeypatch, wide, matrix):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
     jax.tree.map(close, found, expected)
-
-
-# What a donated step needs beside gradients, state and parameters, in parts of the
-# parameters; LANTON makes its direction in a tree that is no output.
-MOST = {"root": 0.1, "cosmos": 0.1, "scion": 0.1, "soap": 0.4, "lanton": 1.05}
-
-
-@pytest.mark.parametrize("name", MOST)
-def test_a_donated_step_needs_the_memory_of_a_chunk(one_at_a_time, name):
-    sides = {"a": (256, 256), "b": (256, 512), "c": (512, 256), "d": (256, 512)}
-    params = {k: jax.ShapeDtypeStruct((48, *s), jnp.float32) for k, s in sides.items()}
-    own = {"rank": 16} if name == "cosmos" else {}
-    tx = optlab.registry.get(name).factory(
-        1e-2, roles=optlab.default_roles(stacked="."), **own
-    )
-
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.eval_shape(tx.init, params)
-    with pytest.warns(UserWarning, match="donated buffers were not usable"):
-        donating = jax.jit(step, donate_argnums=(0, 1, 2))
-        lowered = donating.lower(params, state, params)
-    memory = lowered.compile().memory_analysis()
-    whole = sum(4 * x.size for x in jax.tree.leaves(params))
-    assert memory.temp_size_in_bytes <= MOST[name] * whole
