@@ -143,6 +143,7 @@ def scale_by_cosmos(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of COSMOS, of RMS one, for trees of hidden matrices only.
 
@@ -163,7 +164,7 @@ def scale_by_cosmos(
     checks.newton_schulz_steps(ns_steps=ns_steps)
     checks.boolean(nesterov=nesterov)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -210,6 +211,7 @@ def scale_by_cosmos(
             (state.basis, state.covariance, state.nu),
             made=average,
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
         mu = cast_like(mu, state.mu)
         new_state = ScaleByCosmosState(t, mu, basis, covariance, nu)

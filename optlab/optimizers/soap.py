@@ -148,6 +148,7 @@ def scale_by_soap(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of SOAP, for trees of hidden matrices only; zero at the first call.
 
@@ -166,7 +167,7 @@ def scale_by_soap(
     checks.positive_int(precondition_interval=precondition_interval, max_dim=max_dim)
     checks.boolean(one_sided=one_sided)
     checks.dtype(mu_dtype=mu_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def sizes(view: View) -> tuple[int, int]:
@@ -215,6 +216,7 @@ def scale_by_soap(
             (gradients, mu),
             state[2:],
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
         mu = cast_like(mu, state.mu)
         new_state = ScaleBySoapState(state.count + 1, mu, *factors)

@@ -48,6 +48,7 @@ def noise_adaptive(
     ns_dtype: DTypeLike | None = None,
     roles: Roles = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales each layer of a direction down where the gradient noise is large.
 
@@ -76,7 +77,7 @@ def noise_adaptive(
         `(S, m, n)` to `(S,)`, applied to either of a matrix and its transpose.
       embedding_scale: see :func:`optlab.scale_by_lmo`.
       ns_steps, ns_dtype: of "newton_schulz".
-      roles, distribute: see :mod:`optlab.options`.
+      roles, distribute, chunk_bytes: see :mod:`optlab.options`.
 
     Returns:
       The transform. Its state holds one number a layer and, if consecutive, one
@@ -96,7 +97,7 @@ def noise_adaptive(
     checks.level(alpha=alpha)
     check_dual_norm(dual_norm)
     checks.dtype(ns_dtype=ns_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     paired = noise == "paired"
     rule = as_rule(roles)
     inner = optax.with_extra_args_support(direction)
@@ -136,6 +137,7 @@ def noise_adaptive(
                 ns_steps=ns_steps,
                 ns_dtype=ns_dtype,
                 distribute=distribute,
+                chunk_bytes=chunk_bytes,
                 due=due,
                 keep=not paired,
             )

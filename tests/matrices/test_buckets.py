@@ -1,11 +1,16 @@
 """A function of matrices over trees, chunk by chunk, is the function of each matrix."""
 
+import inspect
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optlab
+from optlab import sharding
 from optlab.matrices import buckets
 from optlab.roles import tree_views
 
@@ -26,14 +31,18 @@ RULE = optlab.default_roles(stacked=("up", "down", "square"))
         ((3, 0, 10), 1, 1),
     ],
 )
-def test_chunks_divide_their_stack(monkeypatch, shape, limit, size):
-    monkeypatch.setattr(buckets, "CHUNK_BYTES", limit)
-    assert buckets.chunk_size(shape, jnp.float32) == size
+def test_chunks_divide_their_stack(shape, limit, size):
+    assert buckets.chunk_size(shape, jnp.float32, limit) == size
 
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("matrix", [False, True])
-def test_chunks_give_what_the_whole_gives(monkeypatch, wide, matrix):
+@pytest.mark.parametrize("devices", [None, 2], ids=["alone", "mesh"])
+def test_chunks_give_what_the_whole_gives(wide, matrix, devices):
+    distribute = None
+    if devices:
+        mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
+        distribute = sharding.over_mesh(mesh, "data")
     rng = np.random.default_rng(0)
 
     def tree():
@@ -52,21 +61,57 @@ def test_chunks_give_what_the_whole_gives(monkeypatch, wide, matrix):
         out = y * scale[0][:, None, None] if scale else y
         return (out if matrix else None, *(s + 1 for s in scale), jnp.sum(y, (1, 2)))
 
-    def run():
-        return buckets.map_matrices(
+    def run(chunk_bytes=None):
+        shapes.clear()
+        found = buckets.map_matrices(
             *(f, views, (first, second), () if wide else (scales,)),
             made=lambda a, b: (2 * a + b,),
+            distribute=distribute,
+            chunk_bytes=chunk_bytes,
             wide=wide,
         )
+        return found, max(shape[0] for shape in shapes)
 
     shapes = set()
-    expected, whole = run(), shapes
-    monkeypatch.setattr(buckets, "CHUNK_BYTES", 1)
-    shapes = set()
-    found = run()
-    assert max(shape[0] for shape in shapes) == 1 < max(shape[0] for shape in whole)
+    expected, whole = run()
+    found, most = run(chunk_bytes=1)
+    assert most == 1 < whole
 
     def close(a, b):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
     jax.tree.map(close, found, expected)
+
+
+TAKING = [
+    name
+    for name in optlab.registry.names()
+    if "chunk_bytes" in inspect.signature(optlab.registry.get(name).factory).parameters
+]
+TRANSFORMS = {
+    name: partial(optlab.registry.get(name).factory, 1e-2) for name in TAKING
+} | {
+    "clip_outliers": optlab.clip_outliers,
+    "noise_adaptive": partial(optlab.noise_adaptive, optax.trace(0.9)),
+    "scale_by_lmo": optlab.scale_by_lmo,
+}
+
+
+def test_every_matrix_method_takes_the_size_of_its_chunks():
+    assert set(TAKING) == {"cosmos", "lanton", "muon", "root", "scion", "soap"}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_given_size_of_chunks_is_every_buckets(monkeypatch, name):
+    sizes, given = [], buckets.chunk_size
+
+    def noted(shape, dtype, chunk_bytes):
+        sizes.append(chunk_bytes)
+        return given(shape, dtype, chunk_bytes)
+
+    monkeypatch.setattr(buckets, "chunk_size", noted)
+    tx = TRANSFORMS[name](roles=RULE, chunk_bytes=200)
+    params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()}
+    state = jax.eval_shape(tx.init, params)
+    jax.eval_shape(tx.update, params, state, params)
+    assert set(sizes) == {200}
