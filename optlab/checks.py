@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 
 # Counts of steps are held in int32.
 _MOST = 2**31 - 1
+_MOST_BYTES = 2**63 - 1
 # Newton-Schulz has converged long before, and every step costs compile time.
 _MOST_NS_STEPS = 100
 
@@ -165,8 +166,10 @@ def dtype(**values: Any) -> None:
             )
 
 
-def distribution(distribute: Any) -> None:
-    """Raises `ValueError` for what cannot spread matrix work."""
+def distribution(distribute: Any, chunk_bytes: Any = None) -> None:
+    """Raises `ValueError` for what cannot spread matrix work or is no chunk size."""
+    if chunk_bytes is not None:
+        _integer(1, _MOST_BYTES, {"chunk_bytes": chunk_bytes})
     if distribute is not None and not callable(distribute):
         raise ValueError(
             "distribute must be made by optlab.sharding.over_mesh or over_axis, got "

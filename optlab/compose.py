@@ -238,7 +238,7 @@ def matrix_optimizer(
 
     Args:
       direction: makes the transform of the hidden matrices, without a rate, from
-        `roles`, `mu_dtype` and `distribute`.
+        `roles`, `mu_dtype`, `distribute` and `chunk_bytes`.
       learning_rate: of the hidden matrices, a number or a schedule. None: no scaling,
         and so the direction itself, which ascends.
       options: all of `MatrixOptions`, as :func:`optlab.options.takes` gives them.

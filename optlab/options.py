@@ -42,9 +42,10 @@ class StateOptions(TypedDict, total=False):
 
 
 class SpreadOptions(StateOptions, total=False):
-    """How matrix work is spread over devices."""
+    """How matrix work is spread over devices, and how much of it is done at a time."""
 
     distribute: Distribute | None
+    chunk_bytes: int | None
 
 
 class LayerOptions(DecayOptions, SpreadOptions, total=False):
@@ -71,6 +72,7 @@ _DEFAULTS: dict[str, Any] = {
     "roles": None,
     "mu_dtype": None,
     "distribute": None,
+    "chunk_bytes": None,
     "adam_learning_rate": None,
     "adam_b1": 0.9,
     "adam_b2": 0.95,
@@ -91,6 +93,10 @@ _MEANING = {
     "mu_dtype": "of all momenta. None: the parameters', and at least float32.",
     "distribute": """how matrix work is spread, such as
         `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.""",
+    "chunk_bytes": """of the stacked matrices that are worked on at a time; fewer bytes
+        need less temporary memory, more fill a large device. At least one matrix is.
+        None: 1 MiB on a CPU, whose products of stacks are slow, and 16 MiB
+        elsewhere.""",
     "adam_learning_rate": """of the leaves that are no hidden matrix. None:
         `learning_rate`.""",
     "adam_b1": "of these leaves.",

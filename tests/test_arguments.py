@@ -17,6 +17,7 @@ PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
 ROOM_FOR_NONE = {
     "adam_weight_decay",
     "consistent_rms",
+    "chunk_bytes",
     "distribute",
     "embedding_scale",
     "mu_dtype",
@@ -76,6 +77,7 @@ def test_what_fits_no_argument_is_refused_by_each(name):
         ("reset_interval", [-1, 2**31, 0.5]),
         ("seed", [-1, 2**31, 0.5, True]),
         ("weight_decay_mask", [{"w": 0.1}, "vectors", []]),
+        ("chunk_bytes", [0, -1, 2.0**20, True, "1MB", 2**63]),
         ("distribute", ["data", {"data": 8}]),
         ("ns_coeffs", [{}, (1.0, 2.0), {(4, 3): (1.0,)}]),
         ("alpha", [0, -1.0]),

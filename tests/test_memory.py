@@ -1,11 +1,15 @@
 """Temporary memory of compiled updates, from shapes alone, beside optax's Muon."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import optlab
 from experiments.benchmark.peers import optax_muon
+from optlab.matrices import buckets
 
 # A layer of LLaMA-130M.
 SIDES = [(768, 768)] * 4 + [(768, 2048)] * 2 + [(2048, 768)]
@@ -38,3 +42,50 @@ def test_less_than_optax_muons(shape, names, most):
         for name in ("muon", "root", "cosmos", "scion")
     }
     assert max(found.values()) <= most, found
+
+
+STACKED = optlab.default_roles(stacked=".")
+# Of 48 matrices each, as parameters of one layer are in a scanned model.
+STACKS = {
+    name: jax.ShapeDtypeStruct((48, *side), jnp.float32)
+    for name, side in {
+        "square": (256, 256),
+        "gate": (256, 512),
+        "up": (256, 512),
+        "down": (512, 256),
+    }.items()
+}
+
+
+# What a donated step needs beside gradients, state and parameters, in parts of the
+# parameters.
+@pytest.mark.parametrize(
+    ("name", "own", "most"),
+    [
+        ("root", {}, 0.1),
+        ("cosmos", {"rank": 16}, 0.1),
+        ("muon", {}, 0.1),
+        ("scion", {}, 0.1),
+        ("soap", {}, 0.3),
+        ("lanton", {}, 0.1),
+        ("lanton", {"noise_interval": 2}, 0.1),
+        ("lanton", {"dual_norm": "lanczos"}, 0.1),
+    ],
+)
+def test_a_donated_step_needs_the_memory_of_a_chunk(monkeypatch, name, own, most):
+    monkeypatch.setattr(buckets, "CHUNK_BYTES", 1)
+    tx = optlab.registry.get(name).factory(1e-2, roles=STACKED, **own)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.eval_shape(tx.init, STACKS)
+    with pytest.warns(UserWarning, match="donated buffers were not usable"):
+        donating = jax.jit(step, donate_argnums=(0, 1, 2))
+        lowered = donating.lower(STACKS, state, STACKS)
+    compiled = lowered.compile()
+    whole = sum(4 * x.size for x in STACKS.values())
+    assert compiled.memory_analysis().temp_size_in_bytes <= most * whole
+    # A stack that is copied at every turn of its loop takes more time than memory.
+    assert not re.findall(r"f32\[48,\d+,\d+\]\S* copy\(", compiled.as_text())

@@ -1,5 +1,8 @@
 """A function of matrices over whole trees, in as few large stacks as can be."""
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -14,8 +17,13 @@ from optlab.roles import View
 
 # A leaf of so many matrices is a stack that is worked on as it is.
 _STACK = 4
-# Matrices that are worked on at a time: enough to fill a device, and little memory.
+# Matrices that are worked on at a time: enough to fill a device, and little memory. On
+# a CPU the product of two stacks takes longer than those of their matrices in turn.
 CHUNK_BYTES = 16 * 2**20
+CPU_CHUNK_BYTES = 2**20
+# Separate leaves that share a bucket: a bucket's stack is temporary memory, and each
+# bucket is compiled.
+LEAVES = 24
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
 
@@ -55,6 +63,7 @@ def map_matrices(
     *,
     made: Callable[..., tuple[jax.Array, ...]] | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
     wide: bool = False,
 ) -> tuple[Any, ...]:
     """Applies `f` to every matrix of some trees, in as few large stacks as it can.
@@ -73,9 +82,12 @@ def map_matrices(
       factors: trees of arrays that have the stack axes and then axes of their own;
         `f` gets them as `(S, ...)`.
       made: an elementwise function of the trees' leaves that makes what `f` gets for
-        matrices. Without `distribute` it is computed chunk by chunk, so that nothing of
-        the trees' size is made. None: the leaves themselves.
+        matrices. For a stack alone in its bucket, without `distribute`, it is computed
+        chunk by chunk, so that nothing of its size is made. None: the leaves
+        themselves.
       distribute: what computes `f` apart, slice by slice, over a mesh.
+      chunk_bytes: of the matrices of a chunk. None: `CPU_CHUNK_BYTES` on a CPU, and
+        `CHUNK_BYTES` elsewhere.
       wide: `f` commutes with transposition and takes no factors. It gets tall matrices
         transposed, and matrices of one shape share a bucket whichever way round they
         are and whatever their stack.
@@ -87,32 +99,35 @@ def map_matrices(
       ValueError: a leaf is cut up over an axis of a mesh that is not Auto.
     """
     check_layout(trees)
-    if made is not None and distribute is not None:
-        # What has to be moved is what is worked on, and no more.
-        structure = jax.tree.structure(trees[0])
-        flat = zip(*map(structure.flatten_up_to, trees), strict=True)
-        trees = [
-            structure.unflatten(x) for x in zip(*(made(*x) for x in flat), strict=True)
-        ]
-        made = None
-    if made is not None:
-        f = partial(_after, made, f, len(trees))
     flat_views, treedef = jax.tree.flatten(views, is_leaf=lambda x: isinstance(x, View))
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
     items = []
     for view, *arrays in zip(flat_views, *columns, strict=True):
         matrices = map(view.matrices, arrays[: len(trees)])
         items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    # On a mesh a device's part of a stack is small, and is worked on at once.
-    apart = distribute is None
-    joined = partial(_joined, f, len(trees) if apart else None, wide)
     results: list[Any] = [None] * len(items)
-    for groups in _buckets(items, wide, apart=apart):
-        g = joined
+    done = None
+    for groups in _buckets(items, wide, apart=distribute is None):
+        g, count, members = f, len(trees), [i for group in groups for i in group]
+        joins = distribute is None and len(members) > 1
+        if made is not None and distribute is None and not joins:
+            g = partial(_after, made, f, count)
+        elif made is not None:
+            # What is stacked or moved is what is worked on, and no more.
+            for i in members:
+                work = tuple(made(*items[i][: len(trees)]))
+                items[i], count = (*work, *items[i][len(trees) :]), len(work)
+        if joins and done is not None:
+            # The stacks of one bucket make room for those of the next.
+            items[members[0]] = tuple(_once(done, x) for x in items[members[0]])
+        # On a mesh what is cut into chunks is a device's part of a stack.
+        g = partial(_joined, g, count, chunk_bytes, wide)
         if distribute is not None:
             stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
-            g = distribute(joined, len(trees), stacks)
+            g = distribute(g, count, stacks)
         parts = g(*(_merge([items[i] for i in group]) for group in groups))
+        if joins:
+            done = jax.tree.leaves(parts)
         for group, part in zip(groups, parts, strict=True):
             count = len(group)
             hidden = distribute is None and count >= _MANY
@@ -143,7 +158,20 @@ def _buckets(
         elif wide:
             bucket = tuple((*sorted(x.shape[1:]), x.dtype) for x in item)
         buckets.setdefault(bucket, {}).setdefault(group, []).append(i)
-    return [list(bucket.values()) for bucket in buckets.values()]
+    whole = [list(bucket.values()) for bucket in buckets.values()]
+    if not apart:
+        return whole
+    return [part for bucket in whole for part in _split(bucket, LEAVES)]
+
+
+def _split(bucket: list[list[int]], most: int) -> list[list[list[int]]]:
+    """Buckets of at most so many items; of a group together what fits."""
+    items = [(group, i) for group, members in enumerate(bucket) for i in members]
+    parts = [items[start : start + most] for start in range(0, len(items), most)]
+    return [
+        [[i for _, i in run] for _, run in itertools.groupby(part, lambda x: x[0])]
+        for part in parts
+    ]
 
 
 def _merge(items: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
@@ -183,16 +211,20 @@ def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _joined(
-    f: Callable[..., Any], trees: int | None, wide: bool, *groups: tuple[jax.Array, ...]
+    f: Callable[..., Any],
+    trees: int,
+    chunk_bytes: int | None,
+    wide: bool,
+    *groups: tuple[jax.Array, ...],
 ) -> tuple[Any, ...]:
     """Runs `f` once on the stacks of all groups; gives each its part of the result.
 
-    In chunks if `trees` says how many of a group's arrays are matrices.
+    `trees` is how many of a group's arrays are matrices.
     """
     if len(groups) == 1:
         m, n = groups[0][0].shape[1:]
         turned = partial(_turned, f) if wide and m > n else f
-        return (_in_chunks(turned, trees, groups[0]),)
+        return (_in_chunks(turned, trees, chunk_bytes, groups[0]),)
     talls = [group[0].shape[1] > group[0].shape[2] for group in groups]
     turned = [
         [x.mT if tall else x for x in group]
@@ -200,7 +232,7 @@ def _joined(
     ]
     columns = [jnp.concatenate(column) for column in zip(*turned, strict=True)]
     ends = np.cumsum([group[0].shape[0] for group in groups])[:-1]
-    matrix, *rest = _in_chunks(f, trees, columns)
+    matrix, *rest = _in_chunks(f, trees, chunk_bytes, columns)
     matrix = [None] * len(groups) if matrix is None else jnp.split(matrix, ends)
     return tuple(
         (x.mT if tall and x is not None else x, *others)
@@ -222,17 +254,36 @@ def _turned(f: Callable[..., Any], *matrices: jax.Array) -> tuple[Any, ...]:
 
 
 def _in_chunks(
-    f: Callable[..., Any], trees: int | None, arrays: Sequence[jax.Array]
+    f: Callable[..., Any],
+    trees: int,
+    chunk_bytes: int | None,
+    arrays: Sequence[jax.Array],
 ) -> tuple[Any, ...]:
     """`f` on a stack, a chunk of its slices at a time, so that temporaries are small.
+
+    What is no number of bytes is chosen by the platform, when the program is lowered.
+    """
+    budgets = [chunk_bytes] * 2 if chunk_bytes else [CPU_CHUNK_BYTES, CHUNK_BYTES]
+    cpu, default = (
+        partial(_chunk_by_chunk, f, trees, size)
+        for size in (chunk_size(arrays[0].shape, arrays[0].dtype, b) for b in budgets)
+    )
+    if cpu.args == default.args:
+        return default(*arrays)
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+def _chunk_by_chunk(
+    f: Callable[..., Any], trees: int, size: int, *arrays: jax.Array
+) -> tuple[Any, ...]:
+    """`f` on so many slices of a stack at a time.
 
     The resulting matrices are written over the first stack, chunk by chunk, and the
     new factors over the old ones. Where their buffers may be taken, as in a donated
     step, nothing of the stack's size is made.
     """
     stack = arrays[0].shape[0]
-    size = chunk_size(arrays[0].shape, arrays[0].dtype)
-    if trees is None or size >= stack:
+    if size >= stack:
         return f(*arrays)
 
     def at(start: int | jax.Array) -> list[jax.Array]:
@@ -255,12 +306,26 @@ def _in_chunks(
         chunk = [
             lax.dynamic_slice_in_dim(now[i], start, size) for i in range(len(arrays))
         ]
+        found = f(*chunk)
+        # XLA copies the whole stack at every turn if a chunk might be written over
+        # before all has been read of it.
+        start = _once([x for x in found if x is not None], start)
         return [
             old if old is None else lax.dynamic_update_slice_in_dim(old, new, start, 0)
-            for old, new in zip(results, f(*chunk), strict=True)
+            for old, new in zip(results, found, strict=True)
         ]
 
     return tuple(lax.fori_loop(0, stack // size, body, results))
+
+
+def _once(done: Sequence[jax.Array], x: jax.Array) -> jax.Array:
+    """The same number or array, as one that waits until others are known.
+
+    XLA drops `lax.optimization_barrier` before it looks what waits for what.
+    """
+    entries = [y[(0,) * y.ndim] for y in done]
+    never = functools.reduce(operator.or_, [(y < 0) & (y > 0) for y in entries])
+    return jnp.where(never, jnp.zeros_like(x), x)
 
 
 def _room(x: Any, given: Any, stack: int) -> Any:
@@ -277,13 +342,13 @@ def _same(x: jax.Array, y: jax.Array) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype
 
 
-def chunk_size(shape: Sequence[int], dtype: Any) -> int:
+def chunk_size(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> int:
     """How many matrices of a stack `(S, m, n)` are worked on at a time.
 
-    The largest divisor of `S` whose matrices take at most `CHUNK_BYTES`, and one.
+    The largest divisor of `S` whose matrices take at most `chunk_bytes`, and one.
     """
     stack, m, n = shape
-    most = max(CHUNK_BYTES // max(m * n * jnp.dtype(dtype).itemsize, 1), 1)
+    most = max(chunk_bytes // max(m * n * jnp.dtype(dtype).itemsize, 1), 1)
     return max(
         (d for d in range(1, stack + 1) if stack % d == 0 and d <= most), default=1
     )

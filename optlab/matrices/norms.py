@@ -15,10 +15,12 @@ but its last one.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from optlab import checks
 from optlab.matrices.buckets import Distribute, map_matrices
@@ -89,6 +91,7 @@ def steepest_ascent(
     ns_steps: int,
     ns_dtype: Any,
     distribute: Distribute | None,
+    chunk_bytes: int | None,
 ) -> list[jax.Array]:
     """The LMO of every layer, of unit norm, in the shape of the leaves.
 
@@ -99,7 +102,11 @@ def steepest_ascent(
     def polar(x):
         return (orthogonalize(x, steps=ns_steps, dtype=ns_dtype),)
 
-    hidden = _on_matrices(polar, (over, arrays), lambda _, x: (x,), layers, distribute)
+    hidden = _on_matrices(
+        *(polar, (over, arrays), lambda _, x: (x,), layers),
+        distribute=distribute,
+        chunk_bytes=chunk_bytes,
+    )
     return [
         layer.scale
         * (hidden[i][0] if i in hidden else _ASCENT[layer.group](x, layer.axes))
@@ -116,6 +123,8 @@ def dual_norms(
     ns_steps: int,
     ns_dtype: Any,
     distribute: Distribute | None,
+    chunk_bytes: int | None = None,
+    due: jax.Array | None = None,
     keep: bool = False,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The dual norm of every layer of a difference, in the shape of the leaves' stacks.
@@ -126,7 +135,9 @@ def dual_norms(
       layers: of each leaf.
       dual_norm: how the nuclear norm is found, see :func:`optlab.noise_adaptive`.
       ns_steps, ns_dtype: of "newton_schulz".
-      distribute: how the matrix work is spread.
+      distribute, chunk_bytes: how the matrix work is spread, and cut.
+      due: whether the norms are of use; where not, those of hidden matrices may be
+        anything. None: they are.
       keep: whether the leaves are to be written over `others`, where that saves memory.
 
     Returns:
@@ -147,13 +158,17 @@ def dual_norms(
         "frobenius": None,
     }
     nuclear = named[dual_norm] if isinstance(dual_norm, str) else dual_norm
+    if due is not None and nuclear is not None:
+        nuclear = partial(_if_due, due, nuclear)
     hidden, keep = {}, keep and distribute is None
     if nuclear is not None:  # The Frobenius norm needs no stacks, and nothing moved.
         hidden = _on_matrices(
             lambda difference, *same: (*(same or (None,)), nuclear(difference)),
             (others, arrays),
             lambda o, x: (_difference(x, o), x)[: 1 + keep],
-            *(layers, distribute),
+            layers,
+            distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
     norms, leaves = [], []
     for i, (x, other, layer) in enumerate(zip(arrays, others, layers, strict=True)):
@@ -164,6 +179,13 @@ def dual_norms(
         norms.append(layer.scale * value)
         leaves.append(x if same is None else same)
     return norms, leaves
+
+
+def _if_due(
+    due: jax.Array, norm: Callable[[jax.Array], jax.Array], x: jax.Array
+) -> jax.Array:
+    """The norms of a stack, or zeros."""
+    return lax.cond(due, norm, lambda x: jnp.zeros_like(x[:, 0, 0]), x)
 
 
 def _difference(x: jax.Array, other: jax.Array) -> jax.Array:
@@ -182,7 +204,9 @@ def _on_matrices(
     trees: Sequence[Sequence[jax.Array]],
     made: Callable[..., tuple[jax.Array, ...]],
     layers: Sequence[Layers],
+    *,
     distribute: Distribute | None,
+    chunk_bytes: int | None,
 ) -> dict[int, tuple[Any, ...]]:
     """The results of `f` on the hidden matrices, by place; all of a shape at once."""
     hidden = [i for i, layer in enumerate(layers) if layer.view is not None]
@@ -192,6 +216,7 @@ def _on_matrices(
         [[arrays[i] for i in hidden] for arrays in trees],
         made=made,
         distribute=distribute,
+        chunk_bytes=chunk_bytes,
         wide=True,
     )
     return dict(zip(hidden, zip(*columns, strict=True), strict=True))

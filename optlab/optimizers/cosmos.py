@@ -154,6 +154,7 @@ def scale_by_cosmos(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of COSMOS, of RMS one, for trees of hidden matrices only.
 
@@ -175,7 +176,7 @@ def scale_by_cosmos(
     checks.boolean(nesterov=nesterov)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
     check_passes(basis_precision=basis_precision)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -223,6 +224,7 @@ def scale_by_cosmos(
             (state.basis, state.covariance, state.nu),
             made=average,
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
         mu = cast_like(mu, state.mu)
         new_state = ScaleByCosmosState(t, mu, basis, covariance, nu)

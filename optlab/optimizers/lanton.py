@@ -59,6 +59,7 @@ def scale_by_lanton(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of LANTON: `noise_adaptive(scale_by_lmo(...))`.
 
@@ -69,7 +70,7 @@ def scale_by_lanton(
         :func:`optlab.noise_adaptive`.
       embedding_scale, ns_steps, ns_dtype: of the LMO and of the norm, see
         :func:`optlab.scale_by_lmo`.
-      roles, mu_dtype, distribute: see :mod:`optlab.options`.
+      roles, mu_dtype, distribute, chunk_bytes: see :mod:`optlab.options`.
 
     Returns:
       The transform; its state is that of the noise around that of the momentum. With
@@ -85,6 +86,7 @@ def scale_by_lanton(
         "ns_dtype": ns_dtype,
         "roles": roles,
         "distribute": distribute,
+        "chunk_bytes": chunk_bytes,
     }
     return noise_adaptive(
         scale_by_lmo(b1, mu_dtype=mu_dtype, **shared),

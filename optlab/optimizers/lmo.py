@@ -32,6 +32,7 @@ def scale_by_lmo(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The steepest ascent of the momentum in each group's norm: LANTON's and Scion's.
 
@@ -42,7 +43,7 @@ def scale_by_lmo(
       ns_steps: Newton-Schulz steps on hidden matrices.
       ns_dtype: of their products. None: float32 on CPUs, bfloat16 on GPUs and TPUs,
         float64 for such momenta, see :mod:`optlab.matrices.precision`.
-      roles, mu_dtype, distribute: see :mod:`optlab.options`.
+      roles, mu_dtype, distribute, chunk_bytes: see :mod:`optlab.options`.
 
     Returns:
       The transform; its state holds one momentum.
@@ -55,7 +56,7 @@ def scale_by_lmo(
     if embedding_scale is not None:
         checks.non_negative(embedding_scale=embedding_scale)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def init_fn(params):
@@ -74,6 +75,7 @@ def scale_by_lmo(
             ns_steps=ns_steps,
             ns_dtype=ns_dtype,
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
         directions = cast_like(treedef.unflatten(found), updates)
         return directions, ScaleByLmoState(state.count + 1, cast_like(mu, state.mu))

@@ -118,6 +118,7 @@ def scale_by_muon(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Muon, for trees of hidden matrices only.
 
@@ -132,7 +133,7 @@ def scale_by_muon(
     checks.boolean(nesterov=nesterov)
     checks.static(ns_steps=ns_steps)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
     if consistent_rms is not None:
         checks.positive(consistent_rms=consistent_rms)
@@ -178,6 +179,7 @@ def scale_by_muon(
             (gradients, mu),
             made=average,
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
             wide=True,
         )
         directions = jax.tree.map(

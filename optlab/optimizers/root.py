@@ -123,6 +123,7 @@ def scale_by_root(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of ROOT, of RMS about 0.2, for trees of hidden matrices only.
 
@@ -137,7 +138,7 @@ def scale_by_root(
     checks.share(quantile=quantile)
     checks.boolean(nesterov=nesterov)
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     _check_coefficients(ns_coeffs, ns_steps)
     rule = as_rule(roles)
     step = partial(
@@ -162,6 +163,7 @@ def scale_by_root(
             (gradients, mu),
             made=lambda g, m: (g + momentum * m if nesterov else m,),
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
             wide=True,
         )
         state = ScaleByRootState(state.count + 1, cast_like(mu, state.mu))

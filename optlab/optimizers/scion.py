@@ -51,6 +51,7 @@ def scale_by_scion(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Scion, `rho LMO(B)`; the arguments are :func:`optlab.scion`'s.
 
@@ -86,6 +87,7 @@ def scale_by_scion(
         roles=roles,
         mu_dtype=mu_dtype,
         distribute=distribute,
+        chunk_bytes=chunk_bytes,
     )
     return optax.chain(lmo, optax.stateless(to_radius))
 

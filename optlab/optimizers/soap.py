@@ -150,6 +150,7 @@ def scale_by_soap(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of SOAP, for trees of hidden matrices only; zero at the first call.
 
@@ -169,7 +170,7 @@ def scale_by_soap(
     checks.boolean(one_sided=one_sided)
     checks.dtype(mu_dtype=mu_dtype)
     check_passes(basis_precision=basis_precision)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def sizes(view: View) -> tuple[int, int]:
@@ -219,6 +220,7 @@ def scale_by_soap(
             (gradients, mu),
             state[2:],
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
         )
         mu = cast_like(mu, state.mu)
         new_state = ScaleBySoapState(state.count + 1, mu, *factors)
@@ -242,11 +244,13 @@ def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
         return FromSecondCallState(jnp.zeros([], jnp.int32), adam.init(params))
 
     def update_fn(updates, state, params=None):
-        updates, inner = lax.cond(
-            state.count == 0,
-            lambda: (jax.tree.map(jnp.zeros_like, updates), state.inner),
-            lambda: adam.update(updates, state.inner, params),
-        )
+        def seen(new, old):
+            # A branch would copy what it returns.
+            return jax.tree.map(partial(jnp.where, state.count == 0), old, new)
+
+        found, inner = adam.update(updates, state.inner, params)
+        updates = seen(found, jax.tree.map(jnp.zeros_like, found))
+        inner = seen(inner, state.inner)
         return updates, FromSecondCallState(state.count + 1, inner)
 
     return optax.GradientTransformation(init_fn, update_fn)

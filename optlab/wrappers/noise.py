@@ -48,6 +48,7 @@ def noise_adaptive(
     ns_dtype: DTypeLike | None = None,
     roles: Roles = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Scales each layer of a direction down where the gradient noise is large.
 
@@ -76,7 +77,7 @@ def noise_adaptive(
         `(S, m, n)` to `(S,)`, applied to either of a matrix and its transpose.
       embedding_scale: see :func:`optlab.scale_by_lmo`.
       ns_steps, ns_dtype: of "newton_schulz".
-      roles, distribute: see :mod:`optlab.options`.
+      roles, distribute, chunk_bytes: see :mod:`optlab.options`.
 
     Returns:
       The transform. Its state holds one number a layer and, if consecutive, one
@@ -96,7 +97,7 @@ def noise_adaptive(
     checks.level(alpha=alpha)
     check_dual_norm(dual_norm)
     checks.dtype(ns_dtype=ns_dtype)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     paired = noise == "paired"
     rule = as_rule(roles)
     inner = optax.with_extra_args_support(direction)
@@ -125,13 +126,19 @@ def noise_adaptive(
         others = treedef.flatten_up_to(others)
         noises = treedef.flatten_up_to(state.noise)
 
-        def measured():
+        # There is no previous gradient at the first call.
+        since = state.count if paired else state.count - 1
+        due = (since >= 0) & (since % noise_interval == 0)
+
+        def measured(due=None):
             norms, same = dual_norms(
                 *(gradients, others, layers),
                 dual_norm=dual_norm,
                 ns_steps=ns_steps,
                 ns_dtype=ns_dtype,
                 distribute=distribute,
+                chunk_bytes=chunk_bytes,
+                due=due,
                 keep=not paired,
             )
             return [
@@ -139,15 +146,13 @@ def noise_adaptive(
                 for h, n in zip(noises, norms, strict=True)
             ], same
 
-        # There is no previous gradient at the first call.
-        since = state.count if paired else state.count - 1
-        due = (since >= 0) & (since % noise_interval == 0)
-        if noise_interval == 1:
-            # Only the first call of all has nothing to measure: no branch for that.
-            fresh, previous = measured()
-            noises = [jnp.where(due, f, h) for f, h in zip(fresh, noises, strict=True)]
-        else:
+        if distribute is not None and noise_interval > 1:
+            # Nothing is moved either where nothing is measured.
             noises, previous = lax.cond(due, measured, lambda: (noises, gradients))
+        else:
+            # Only the first call of all has nothing to measure: no branch for that.
+            fresh, previous = measured(due if noise_interval > 1 else None)
+            noises = [jnp.where(due, f, h) for f, h in zip(fresh, noises, strict=True)]
         if not paired and distribute is None:
             after = map(_after, treedef.flatten_up_to(updates), noises)
             updates = treedef.unflatten(after)
@@ -176,11 +181,15 @@ def _after(gradient: jax.Array, noise: jax.Array) -> jax.Array:
 
     So the direction may be written over it: XLA copies what two loops use, if neither
     has to wait for the other, and drops `lax.optimization_barrier` before it looks. A
-    noise is never negative, which XLA does not know.
+    noise is never negative, which XLA does not know. One entry is enough, and written
+    in its place.
     """
     if not noise.size:
         return gradient
-    return jnp.where(jnp.ravel(noise)[0] < 0, jnp.zeros_like(gradient), gradient)
+    start = (0,) * gradient.ndim
+    entry = lax.slice(gradient, start, (1,) * gradient.ndim)
+    entry = jnp.where(jnp.ravel(noise)[0] < 0, jnp.zeros_like(entry), entry)
+    return lax.dynamic_update_slice(gradient, entry, start)
 
 
 def _capped(norm: jax.Array) -> jax.Array:

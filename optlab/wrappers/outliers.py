@@ -18,6 +18,7 @@ def clip_outliers(
     *,
     roles: Roles = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """ROOT's soft threshold alone: clips each hidden matrix at a quantile of itself.
 
@@ -30,8 +31,7 @@ def clip_outliers(
 
     Args:
       quantile: in (0, 1]; 1 clips nothing.
-      roles: a rule, a tree of dimension numbers, or None for `default_roles()`.
-      distribute: how the work is spread, such as `optlab.sharding.over_mesh(...)`.
+      roles, distribute, chunk_bytes: see :mod:`optlab.options`.
 
     Returns:
       The transform; it keeps nothing.
@@ -40,7 +40,7 @@ def clip_outliers(
       ValueError: `quantile` is no plain number in (0, 1].
     """
     checks.share(quantile=quantile)
-    checks.distribution(distribute)
+    checks.distribution(distribute, chunk_bytes)
     rule = as_rule(roles)
 
     def clip(updates, params=None):
@@ -50,6 +50,7 @@ def clip_outliers(
             lambda x: (clip_to_quantile(x, quantile),),
             *(views, (to_state_dtype(updates),)),
             distribute=distribute,
+            chunk_bytes=chunk_bytes,
             wide=True,
         )
         return cast_like(clipped, updates)
