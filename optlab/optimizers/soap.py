@@ -230,7 +230,7 @@ class FromSecondCallState(NamedTuple):
     inner: optax.OptState
 
 
-def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
+def adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
     """Adam that neither sees nor answers the first gradient, as in SOAP's code."""
     adam = scale_by_adam(*args, **kwargs)
 
@@ -298,5 +298,5 @@ def soap(
         one_sided=one_sided,
     )
     return matrix_optimizer(
-        direction, learning_rate, options, adam=_adam_from_second_call, decay_start=1
+        direction, learning_rate, options, adam=adam_from_second_call, decay_start=1
     )
