@@ -30,7 +30,7 @@ from optlab.compose import matrix_optimizer, scale_by_adam
 from optlab.matrices.orthogonalize import Coefficients
 from optlab.optimizers.cosmos import scale_by_cosmos
 from optlab.optimizers.muon import scale_by_muon
-from optlab.optimizers.soap import adam_from_second_call, scale_by_soap
+from optlab.optimizers.soap import Factors, soap_parts
 from optlab.options import MatrixOptions, Number, Rate, takes
 from optlab.wrappers.hyperball import hyperball
 
@@ -171,16 +171,19 @@ def soap_h(
     precondition_interval: int = 10,
     max_dim: int = 10000,
     one_sided: bool = False,
+    factors: Factors = "shampoo",
+    shampoo_beta: Number | None = None,
+    initial_eigenvalue: Number | None = None,
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP on a sphere, AdamW on embeddings, heads and vectors.
 
-    The first call changes no parameter.
+    The first call changes no parameter, as SOAP's.
 
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
-      b1, b2, eps, precondition_interval, max_dim, one_sided: of SOAP, see
-        :func:`optlab.soap`.
+      b1, b2, eps, precondition_interval, max_dim, one_sided, factors, shampoo_beta,
+        initial_eigenvalue: of SOAP, see :func:`optlab.soap`.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -189,16 +192,11 @@ def soap_h(
     Raises:
       ValueError: an argument is out of range, or a matrix is zero.
     """
-    direction = partial(
-        scale_by_soap,
+    direction, parts = soap_parts(
         *(b1, b2, eps, precondition_interval, max_dim),
         one_sided=one_sided,
+        factors=factors,
+        shampoo_beta=shampoo_beta,
+        initial_eigenvalue=initial_eigenvalue,
     )
-    return matrix_optimizer(
-        direction,
-        learning_rate,
-        options,
-        adam=adam_from_second_call,
-        step=hyperball,
-        decay_start=1,
-    )
+    return matrix_optimizer(direction, learning_rate, options, step=hyperball, **parts)

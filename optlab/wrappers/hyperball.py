@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from optlab import checks
 from optlab.compose import in_state_dtype, open_to_masks
@@ -83,7 +84,7 @@ def hyperball(
         return role.rows + role.cols
 
     def refuse_zero(path: Any, leaf: Any) -> None:
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             with jax.ensure_compile_time_eval():
                 alive = jnp.any(leaf != 0, axis=axes_of(path, leaf))
                 if not bool(jnp.all(alive)):
