@@ -60,6 +60,8 @@ from optlab.wrappers.hyperball import hyperball as hyperball
 from optlab.wrappers.neurons import normalize_neurons as normalize_neurons
 from optlab.wrappers.noise import noise_adaptive as noise_adaptive
 from optlab.wrappers.outliers import clip_outliers as clip_outliers
+from optlab.wrappers.skip import skip_spikes as skip_spikes
+from optlab.wrappers.skip import skipped_steps as skipped_steps
 from optlab.wrappers.spikes import clip_spikes as clip_spikes
 from optlab.wrappers.spikes import reset_every as reset_every
 
