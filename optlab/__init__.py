@@ -23,6 +23,10 @@ from optlab.optimizers.adahessian import adahessian as adahessian
 from optlab.optimizers.adahessian import scale_by_adahessian as scale_by_adahessian
 from optlab.optimizers.cosmos import cosmos as cosmos
 from optlab.optimizers.cosmos import scale_by_cosmos as scale_by_cosmos
+from optlab.optimizers.hyperballs import adam_h as adam_h
+from optlab.optimizers.hyperballs import cosmos_h as cosmos_h
+from optlab.optimizers.hyperballs import muon_h as muon_h
+from optlab.optimizers.hyperballs import soap_h as soap_h
 from optlab.optimizers.lanton import lanton as lanton
 from optlab.optimizers.lanton import scale_by_lanton as scale_by_lanton
 from optlab.optimizers.lion import lion as lion
@@ -30,6 +34,8 @@ from optlab.optimizers.lion import scale_by_lion as scale_by_lion
 from optlab.optimizers.lmo import scale_by_lmo as scale_by_lmo
 from optlab.optimizers.muon import muon as muon
 from optlab.optimizers.muon import scale_by_muon as scale_by_muon
+from optlab.optimizers.normuon import normuon as normuon
+from optlab.optimizers.normuon import scale_by_normuon as scale_by_normuon
 from optlab.optimizers.root import root as root
 from optlab.optimizers.root import scale_by_root as scale_by_root
 from optlab.optimizers.scion import scale_by_scion as scale_by_scion
@@ -49,8 +55,13 @@ from optlab.roles import default_roles as default_roles
 from optlab.schedules import linear_decay_schedule as linear_decay_schedule
 from optlab.schedules import refined_schedule as refined_schedule
 from optlab.schedules import uba_schedule as uba_schedule
+from optlab.wrappers.cautious import cautious as cautious
+from optlab.wrappers.hyperball import hyperball as hyperball
+from optlab.wrappers.neurons import normalize_neurons as normalize_neurons
 from optlab.wrappers.noise import noise_adaptive as noise_adaptive
 from optlab.wrappers.outliers import clip_outliers as clip_outliers
+from optlab.wrappers.skip import skip_spikes as skip_spikes
+from optlab.wrappers.skip import skipped_steps as skipped_steps
 from optlab.wrappers.spikes import clip_spikes as clip_spikes
 from optlab.wrappers.spikes import reset_every as reset_every
 

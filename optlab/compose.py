@@ -123,6 +123,7 @@ def descend(
     weight_decay_mask: Any = None,
     roles: Any = None,
     *,
+    cautious_decay: bool = False,
     decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """`-lr (direction + weight_decay p)`, the end of every alias.
@@ -137,23 +138,54 @@ def descend(
         needs no parameters.
       weight_decay_mask: which leaves decay, see :func:`matrix_optimizer`.
       roles: what "matrices" goes by.
+      cautious_decay: whether only entries decay whose direction is not against it.
       decay_start: the first call, from 0, that decays.
     """
     checks.rate(learning_rate=learning_rate)
     checks.decay(weight_decay=weight_decay)
+    checks.boolean(cautious_decay=cautious_decay)
     as_rule(roles)  # what is no rule is refused now
     mask = decay_mask(weight_decay_mask, roles)
     return in_state_dtype(
         optax.chain(
-            direction,
-            _add_decay(weight_decay, mask, decay_start),
+            open_to_masks(direction),
+            _add_decay(weight_decay, mask, decay_start, cautious_decay),
             optax.scale_by_learning_rate(learning_rate),
         )
     )
 
 
+def open_to_masks(
+    direction: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Where :func:`optlab.cautious` reaches a direction, before rate and decay.
+
+    It comes as two extra arguments of `update`, which every wrapper passes down:
+    `direction_mask`, a function of directions and gradients, and `mask_gradients`, the
+    gradients that the optimizer was given.
+    """
+    direction = optax.with_extra_args_support(direction)
+
+    def init_fn(params):
+        say("open to masks", params, True)
+        return direction.init(params)
+
+    def update_fn(updates, state, params=None, **extra):
+        mask = extra.pop("direction_mask", None)
+        gradients = extra.pop("mask_gradients", None)
+        new, state = direction.update(updates, state, params, **extra)
+        return (new if mask is None else mask(new, gradients)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def sign_of_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """1, 0 or -1, as `sign(x y)` where the product does not underflow."""
+    return jnp.sign(x) * jnp.sign(y).astype(x.dtype)
+
+
 def _add_decay(
-    weight_decay: Any, mask: Any, start: int
+    weight_decay: Any, mask: Any, start: int, cautious: bool
 ) -> optax.GradientTransformation:
     """`optax.add_decayed_weights` that says so, and asks for no parameters at 0."""
     is_plain = not (callable(weight_decay) or isinstance(weight_decay, jax.Array))
@@ -175,6 +207,12 @@ def _add_decay(
             return updates, jax.tree.map(optax.safe_increment, state)
         if params is None:
             raise ValueError("params: weight decay needs update(grads, state, params)")
+        if cautious:  # Where the direction is 0 the weight decays.
+            params = jax.tree.map(
+                lambda u, p: jnp.where(sign_of_product(u, p) >= 0, p, 0.0),
+                updates,
+                params,
+            )
         return inner.update(updates, state, params)
 
     tx = optax.GradientTransformation(init_fn, update_fn)
@@ -232,6 +270,7 @@ def matrix_optimizer(
     options: MatrixOptions,
     *,
     adam: Callable[..., optax.GradientTransformation] = scale_by_adam,
+    step: Callable[..., optax.GradientTransformation] | None = None,
     decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
@@ -244,6 +283,8 @@ def matrix_optimizer(
       options: all of `MatrixOptions`, as :func:`optlab.options.takes` gives them.
       adam: what makes the other leaves' direction, from `adam_b1`, `adam_b2`,
         `adam_eps` and `mu_dtype`.
+      step: what makes the matrices' step of a direction, a rate and `roles=`, such as
+        :func:`optlab.hyperball`. None: :func:`descend`, with decay.
       decay_start: the first call, from 0, that decays.
 
     Returns:
@@ -263,7 +304,7 @@ def matrix_optimizer(
         "adam_learning_rate": given["adam_learning_rate"],
     }
     decays = {
-        "weight_decay": decay.pop("weight_decay"),
+        "weight_decay": decay.pop("weight_decay", 0.0),
         "adam_weight_decay": given["adam_weight_decay"],
     }
     # None has the hidden matrices' value.
@@ -275,12 +316,13 @@ def matrix_optimizer(
     checks.decay(**decays)
     others = adam(b1, b2, eps, mu_dtype=given["mu_dtype"])
     end = partial(descend, **decay, decay_start=decay_start)
+    matrices = direction(**pick(SpreadOptions, given))
+    if step is None:
+        own = end(matrices, rates["learning_rate"], decays["weight_decay"])
+    else:
+        own = step(matrices, rates["learning_rate"], roles=given["roles"])
     return by_role(
-        end(
-            direction(**pick(SpreadOptions, given)),
-            rates["learning_rate"],
-            decays["weight_decay"],
-        ),
+        own,
         end(others, rates["adam_learning_rate"], decays["adam_weight_decay"]),
         given["roles"],
     )

@@ -28,8 +28,10 @@ def leaf_decays(tx: Any, params: Any) -> list[Any]:
       is a schedule or not known, False where there is none, and None where `tx` did
       not let itself be traced.
     """
-    state, said = make_abstract_state(tx, params)
-    said = {path: _shown(weight) for path, weight in said.get("decay", {}).items()}
+    state, told = make_abstract_state(tx, params)
+    said = {path: _shown(weight) for path, weight in told.get("decay", {}).items()}
+    # What moves on a sphere asks for its own values, and does not decay.
+    sphere = told.get("sphere", {})
     paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     traced: Sequence[bool | None] = [None] * len(paths)
     if not all(said.get(path) for path in paths):
@@ -37,7 +39,9 @@ def leaf_decays(tx: Any, params: Any) -> list[Any]:
         with contextlib.suppress(TypeError, ValueError, AttributeError, NameError):
             traced = _traced_decays(tx, params, state)
     return [
-        said[path] or bool(found) if path in said else found
+        (said[path] or bool(found) if path in said else found)
+        if path not in sphere
+        else False
         for path, found in zip(paths, traced, strict=True)
     ]
 

@@ -30,6 +30,7 @@ from optlab.optimizers import cosmos as _cosmos
 from optlab.optimizers import lanton as _lanton
 from optlab.optimizers import lion as _lion
 from optlab.optimizers import muon as _muon
+from optlab.optimizers import normuon as _normuon
 from optlab.optimizers import root as _root
 from optlab.optimizers import scion as _scion
 from optlab.optimizers import soap as _soap
@@ -39,7 +40,7 @@ from optlab.optimizers import stable_spam as _stable_spam
 # What the loop does itself; Scion's constraint is its decay.
 _LOOPS_OWN = (
     *("learning_rate", "weight_decay", "weight_decay_mask", "adam_weight_decay"),
-    "constrained",
+    *("cautious_decay", "constrained"),
 )
 
 
@@ -94,6 +95,7 @@ cosmos = _direction(_cosmos.cosmos)
 lanton = _direction(_lanton.lanton)
 lion = _direction(_lion.lion)
 muon = _direction(_muon.muon)
+normuon = _direction(_normuon.normuon)
 root = _direction(_root.root)
 scion = _direction(_scion.scion)
 sgd = _direction(_baselines.sgd)

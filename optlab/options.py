@@ -31,6 +31,7 @@ class DecayOptions(TypedDict, total=False):
 
     weight_decay: Number | optax.Schedule
     weight_decay_mask: DecayMask
+    cautious_decay: bool
     roles: Roles
 
 
@@ -69,6 +70,7 @@ class MatrixOptions(LayerOptions, total=False):
 _DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "weight_decay_mask": None,
+    "cautious_decay": False,
     "roles": None,
     "mu_dtype": None,
     "distribute": None,
@@ -87,6 +89,9 @@ _MEANING = {
         optax and the authors' code. "matrices": hidden matrices, embeddings and heads,
         but no vectors. Or a tree of booleans, or a function of the parameters that
         gives one.""",
+    "cautious_decay": """whether an entry of `p` decays only where the step does not
+        work against that: where the direction and `p` have one sign, or the direction
+        is 0.""",
     "roles": """which leaf is what: a rule (`optlab.default_roles(...)`), or a tree of
         `Matrix`, `Embedding`, `VECTOR`, `optax.contrib.MuonDimensionNumbers` and None.
         None: `default_roles()`.""",

@@ -16,9 +16,11 @@ import optax
 from optlab.optimizers.adahessian import adahessian
 from optlab.optimizers.baselines import adamw, sgd
 from optlab.optimizers.cosmos import cosmos
+from optlab.optimizers.hyperballs import adam_h, cosmos_h, muon_h, soap_h
 from optlab.optimizers.lanton import lanton
 from optlab.optimizers.lion import lion
 from optlab.optimizers.muon import muon
+from optlab.optimizers.normuon import normuon
 from optlab.optimizers.root import root
 from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
@@ -112,14 +114,19 @@ def _lanton_needs(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 register("adahessian", adahessian, needs=("hessian_diag",))
+register("adam_h", adam_h)
 register("adamw", adamw)
 register("cosmos", cosmos)
+register("cosmos_h", cosmos_h)
 register("lanton", lanton, needs=_lanton_needs)
 register("lion", lion)
 register("muon", muon)
+register("muon_h", muon_h)
+register("normuon", normuon)
 register("scion", scion)
 register("root", root)
 register("sgd", sgd)
 register("soap", soap)
+register("soap_h", soap_h)
 register("spam", spam)
 register("stable_spam", stable_spam)

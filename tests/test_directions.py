@@ -20,6 +20,7 @@ METHODS = [
     "lanton",
     "lion",
     "muon",
+    "normuon",
     "root",
     "scion",
     "sgd",
@@ -68,7 +69,7 @@ def test_what_the_loop_does_is_no_argument(name):
     names = set(inspect.signature(direction).parameters)
     alias = set(inspect.signature(registry.get(name).factory).parameters)
     left = {"learning_rate", "weight_decay", "weight_decay_mask", "adam_weight_decay"}
-    assert alias - names == alias & (left | {"constrained"})
+    assert alias - names == alias & (left | {"cautious_decay", "constrained"})
     with pytest.raises(TypeError, match=rf"directions\.{name}\(\) .*'weight_decay'"):
         direction(weight_decay=0.1)
     assert f"optlab.{name}" in direction.__doc__

@@ -244,6 +244,8 @@ def make_train_step(
             "grad_norm_l1": grad_norm_l1,
             "update_rms": update_rms,
             "learning_rate": optlab.current_learning_rate(opt_state),
+            # Of an optimizer inside `optlab.skip_spikes`.
+            **optlab.skipped_steps(opt_state),
             "bad_steps": state.bad_steps,
             # The first leaf with a non-finite gradient, -1 where there is none.
             "bad_leaf": jnp.where(finite.all(), -1, jnp.argmin(finite)),

@@ -299,6 +299,11 @@ def refresh_eigenbasis(
     return _householder(power), order
 
 
+def qr_step(gram: jax.Array, basis: jax.Array) -> jax.Array:
+    """The basis of `A Q`, column by column, without a sort."""
+    return _householder(product(_unit_scale(gram), basis))
+
+
 def _unit_scale(x: jax.Array) -> jax.Array:
     """Matrices over their largest entry, so that no factorisation overflows."""
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)

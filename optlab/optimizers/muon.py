@@ -115,6 +115,7 @@ def scale_by_muon(
     normalize: Literal["frobenius", "schatten4"] = "frobenius",
     ns_dtype: DTypeLike | None = None,
     consistent_rms: float | None = 0.2,
+    average: Literal["unbiased", "plain", "sum"] = "unbiased",
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
@@ -122,7 +123,13 @@ def scale_by_muon(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of Muon, for trees of hidden matrices only.
 
-    See :func:`optlab.muon` for the arguments.
+    See :func:`optlab.muon` for the other arguments.
+
+    Args:
+      average: what the momentum is. "unbiased": an average with corrections of its
+        bias, as in the equations. "plain": `M = mu M + (1 - mu) G` and
+        `X = mu M + (1 - mu) G`, NorMuon's. "sum": `M = mu M + G` and `X = mu M + G`,
+        Jordan's. The last two differ by what `eps` is compared with.
 
     Raises:
       ValueError: an argument is out of range, or a leaf is no matrix.
@@ -135,6 +142,7 @@ def scale_by_muon(
     checks.dtype(ns_dtype=ns_dtype, mu_dtype=mu_dtype)
     checks.distribution(distribute, chunk_bytes)
     checks.one_of(tuple(NORMALIZATIONS), normalize=normalize)
+    checks.one_of(("unbiased", "plain", "sum"), average=average)
     if consistent_rms is not None:
         checks.positive(consistent_rms=consistent_rms)
     if isinstance(ns_coeffs, str):
@@ -160,24 +168,25 @@ def scale_by_muon(
         del params, extra
         t = state.count + 1
         gradients = to_state_dtype(updates)
-        mu = jax.tree.map(
-            lambda g, m: momentum * m + (1 - momentum) * g, gradients, state.mu
-        )
+        weight = 1 if average == "sum" else 1 - momentum
+        mu = jax.tree.map(lambda g, m: momentum * m + weight * g, gradients, state.mu)
 
         def hat(x, t):
+            if average != "unbiased":
+                return x
             return x / bias_correction(momentum, t, x.dtype)
 
-        def average(g, m):
+        def looked_ahead(g, m):
             if not nesterov:
                 return (hat(m, t),)
-            return (momentum * hat(m, t + 1) + (1 - momentum) * hat(g, t),)
+            return (momentum * hat(m, t + 1) + weight * hat(g, t),)
 
         views = tree_views(updates, rule, "muon")
         (orthogonal,) = map_matrices(
             step,
             views,
             (gradients, mu),
-            made=average,
+            made=looked_ahead,
             distribute=distribute,
             chunk_bytes=chunk_bytes,
             wide=True,

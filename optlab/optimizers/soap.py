@@ -12,6 +12,9 @@ of shape `(d_in, d_out)` with gradient `G`::
 The first call sets `L = (1-b2) G G^T`, `R = (1-b2) G^T G` and takes their eigenvectors
 for bases. With f = 3 the bases are refreshed at calls 4, 7, and so on.
 
+With `factors="kl"` the factors are those of KL-Shampoo, each side whitened by the
+other, :mod:`optlab.matrices.kl`; "kl_v3" and "rekls_v3" are NVIDIA's forms of that.
+
 Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviations:
 
 * the momentum stays in the original space, where theirs goes back and forth; the two
@@ -25,13 +28,24 @@ Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviation
 * decay is taken from the parameters before the update, not after it.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
+"kl_v3" and "rekls_v3" were held against NVIDIA-NeMo/Emerging-Optimizers, soap_v3.py at
+commit fd77292, and "kl" with `initial_eigenvalue=0.1` against KellerJordan/
+modded-nanogpt, track 3, at f411b3d. By default the eigenvalues of "kl" start at the
+root mean square of the first gradient. On square Gaussian gradients the cosine of `L`
+to the covariance is then 0.78, 0.85, 0.91 and 0.99 after 0, 5, 10 and 50 steps. V3
+starts from eigenvalues of 0, clamped to `eps`, so that with the default eps its bases
+are those of the first gradient for about 300 steps. The least eigenvalue is a share of
+the largest one; in track 3 it is a number.
+
 References:
+  Lin et al., `Understanding and Improving Shampoo and SOAP via Kullback-Leibler
+  Minimization <https://arxiv.org/abs/2509.03378>`_, 2025.
   Vyas et al., `SOAP: Improving and Stabilizing Shampoo using Adam
   <https://arxiv.org/abs/2409.11321>`_, 2024.
 """
 
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +65,8 @@ from optlab.compose import (
 )
 from optlab.leaves import over_leaves
 from optlab.matrices.buckets import Distribute, map_matrices
-from optlab.matrices.linalg import (
-    cap_norm,
-    eigenbasis,
-    refresh_eigenbasis,
-    safe_sqrt,
-)
+from optlab.matrices.kl import kl_directions, v3_directions
+from optlab.matrices.linalg import cap_norm, eigenbasis, refresh_eigenbasis, safe_sqrt
 from optlab.matrices.precision import Passes, check_passes, product
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import View, as_rule, tree_views
@@ -79,6 +89,27 @@ class ScaleBySoapState(NamedTuple):
     FACTORS = ("nu", "gram_left", "gram_right", "basis_left", "basis_right")
 
 
+class ScaleByKlSoapState(NamedTuple):
+    """State of SOAP with KL factors: SOAP's, and the factors' eigenvalues."""
+
+    count: jax.Array  # (), calls so far, the initialising one included
+    mu: optax.Updates  # M, as the parameters
+    nu: optax.Updates  # V, (..., d_in, d_out), in the bases
+    gram_left: optax.Updates  # L, (..., d_in, d_in)
+    gram_right: optax.Updates  # R, (..., d_out, d_out)
+    basis_left: optax.Updates  # Q_L, (..., d_in, d_in)
+    basis_right: optax.Updates  # Q_R, (..., d_out, d_out)
+    values_left: optax.Updates  # of L, (..., d_in, 1)
+    values_right: optax.Updates  # of R, (..., 1, d_out)
+
+    FACTORS = (*ScaleBySoapState.FACTORS, "values_left", "values_right")
+
+
+Factors = Literal["shampoo", "kl", "kl_v3", "rekls_v3"]
+# Whose first call only initialises.
+_FIRST_CALL_WAITS = ("shampoo", "kl")
+
+
 def _directions(
     gradient: jax.Array,  # (S, m, n)
     momentum: jax.Array,  # (S, m, n)
@@ -87,10 +118,13 @@ def _directions(
     b1: Any,
     b2: Any,
     eps: Any,
+    beta: Any,
     interval: int,
     basis_precision: Passes | None,
+    **unused: Any,
 ) -> tuple[jax.Array, ...]:
     """One call on a stack: the direction, then what came in, renewed."""
+    del unused
     g, x = cap_norm(gradient), cap_norm(momentum)
     nu, grams, bases = factors[0], factors[1:3], factors[3:5]
     left, right = (q.shape[-1] == d for q, d in zip(bases, g.shape[1:], strict=True))
@@ -110,7 +144,7 @@ def _directions(
     nu = jnp.where(first, nu, new_nu)
     products = (product(g, g.mT) if left else None, product(g.mT, g) if right else None)
     grams = tuple(
-        a if p is None else b2 * a + (1 - b2) * p
+        a if p is None else beta * a + (1 - beta) * p
         for a, p in zip(grams, products, strict=True)
     )
 
@@ -138,6 +172,14 @@ def _directions(
     return direction, nu, *grams, *bases
 
 
+_STEPS = {
+    "shampoo": _directions,
+    "kl": kl_directions,
+    "kl_v3": partial(v3_directions, exact=False),
+    "rekls_v3": partial(v3_directions, exact=True),
+}
+
+
 def scale_by_soap(
     b1: Number = 0.95,
     b2: Number = 0.95,
@@ -147,19 +189,24 @@ def scale_by_soap(
     *,
     one_sided: bool = False,
     basis_precision: Passes | None = None,
+    factors: Factors = "shampoo",
+    shampoo_beta: Number | None = None,
+    initial_eigenvalue: Number | None = None,
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
     chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The direction of SOAP, for trees of hidden matrices only; zero at the first call.
+    """The direction of SOAP, for trees of hidden matrices only.
+
+    It is zero at the first call, but for "kl_v3" and "rekls_v3".
 
     See :func:`optlab.soap` for the arguments, and :mod:`optlab.optimizers.soap` for
     the equations.
 
     Returns:
       The transform; its state holds `2 (d_in d_out + d_in^2 + d_out^2)` numbers a
-      matrix.
+      matrix, and `d_in + d_out` more with KL factors.
 
     Raises:
       ValueError: an argument is out of range, or a leaf is no matrix.
@@ -168,6 +215,11 @@ def scale_by_soap(
     checks.non_negative(eps=eps)
     checks.positive_int(precondition_interval=precondition_interval, max_dim=max_dim)
     checks.boolean(one_sided=one_sided)
+    checks.one_of(tuple(_STEPS), factors=factors)
+    beta = b2 if shampoo_beta is None else shampoo_beta
+    checks.fraction(shampoo_beta=beta)
+    if initial_eigenvalue is not None:
+        checks.positive(initial_eigenvalue=initial_eigenvalue)
     checks.dtype(mu_dtype=mu_dtype)
     check_passes(basis_precision=basis_precision)
     checks.distribution(distribute, chunk_bytes)
@@ -188,7 +240,7 @@ def scale_by_soap(
                 *(params, views),
             )
 
-        return ScaleBySoapState(
+        state = ScaleBySoapState(
             count=jnp.zeros([], jnp.int32),
             mu=zero_state(params, mu_dtype),
             nu=zeros(lambda v: (v.m, v.n)),
@@ -197,24 +249,34 @@ def scale_by_soap(
             basis_left=zeros(lambda v: (sizes(v)[0],) * 2),
             basis_right=zeros(lambda v: (sizes(v)[1],) * 2),
         )
+        if factors == "shampoo":
+            return state
+        return ScaleByKlSoapState(
+            *state,
+            values_left=zeros(lambda v: (sizes(v)[0], 1)),
+            values_right=zeros(lambda v: (1, sizes(v)[1])),
+        )
 
     def update_fn(updates, state, params=None, **extra):
         del params, extra
         gradients = to_state_dtype(updates)
+        waits = (state.count == 0) & (factors in _FIRST_CALL_WAITS)
         mu = jax.tree.map(
-            lambda g, m: jnp.where(state.count == 0, m, b1 * m + (1 - b1) * g),
+            lambda g, m: jnp.where(waits, m, b1 * m + (1 - b1) * g),
             *(gradients, state.mu),
         )
         step = partial(
-            _directions,
+            _STEPS[factors],
             count=state.count,
             b1=b1,
             b2=b2,
             eps=eps,
+            beta=beta,
             interval=precondition_interval,
             basis_precision=basis_precision,
+            initial=initial_eigenvalue,
         )
-        directions, *factors = map_matrices(
+        directions, *renewed = map_matrices(
             step,
             tree_views(updates, rule, "soap"),
             (gradients, mu),
@@ -223,7 +285,7 @@ def scale_by_soap(
             chunk_bytes=chunk_bytes,
         )
         mu = cast_like(mu, state.mu)
-        new_state = ScaleBySoapState(state.count + 1, mu, *factors)
+        new_state = type(state)(state.count + 1, mu, *renewed)
         return cast_like(directions, updates), new_state
 
     return over_leaves(init_fn, update_fn, real="soap", distribute=distribute)
@@ -236,7 +298,18 @@ class FromSecondCallState(NamedTuple):
     inner: optax.OptState
 
 
-def _adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
+def soap_parts(
+    *args: Any, factors: Factors, **kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
+    """SOAP's direction for `matrix_optimizer`, and its other arguments there."""
+    checks.one_of(tuple(_STEPS), factors=factors)
+    waits = factors in _FIRST_CALL_WAITS
+    adam = adam_from_second_call if waits else scale_by_adam
+    parts = {"adam": adam, "decay_start": int(waits)}
+    return partial(scale_by_soap, *args, factors=factors, **kwargs), parts
+
+
+def adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
     """Adam that neither sees nor answers the first gradient, as in SOAP's code."""
     adam = scale_by_adam(*args, **kwargs)
 
@@ -267,6 +340,9 @@ def soap(
     max_dim: int = 10000,
     one_sided: bool = False,
     basis_precision: Passes | None = None,
+    factors: Factors = "shampoo",
+    shampoo_beta: Number | None = None,
+    initial_eigenvalue: Number | None = None,
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """SOAP on the hidden matrices, AdamW on embeddings, heads and vectors.
@@ -287,7 +363,8 @@ def soap(
       learning_rate: of the hidden matrices, a number or a schedule; the first call
         uses up `schedule(0)`.
       b1: decay of the momentum, in [0, 1).
-      b2: decay of the second moment and the two preconditioners, in [0, 1).
+      b2: decay of the second moment and, without `shampoo_beta`, of the two
+        preconditioners, in [0, 1).
       eps: added to the root of the second moment.
       precondition_interval: updates from one refresh of the bases to the next.
       max_dim: a side longer than this keeps the identity for a basis.
@@ -295,6 +372,12 @@ def soap(
         matrices), for less state and less work.
       basis_precision: of the rotations, "default", "high" or "highest". None: by the
         backend, see :mod:`optlab.matrices.precision`.
+      factors: the two preconditioners: "shampoo"; "kl", each whitened by the other;
+        "kl_v3" or "rekls_v3", NVIDIA's forms of that, which step at the first call and
+        refresh the bases at every one (the second by eigh).
+      shampoo_beta: decay of the preconditioners. None: `b2`.
+      initial_eigenvalue: where the eigenvalues of "kl" start. None: at the root mean
+        square of the first gradient, which makes the steps free of its scale.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -303,12 +386,12 @@ def soap(
     Raises:
       ValueError: an argument is out of range.
     """
-    direction = partial(
-        scale_by_soap,
+    direction, parts = soap_parts(
         *(b1, b2, eps, precondition_interval, max_dim),
         one_sided=one_sided,
         basis_precision=basis_precision,
+        factors=factors,
+        shampoo_beta=shampoo_beta,
+        initial_eigenvalue=initial_eigenvalue,
     )
-    return matrix_optimizer(
-        direction, learning_rate, options, adam=_adam_from_second_call, decay_start=1
-    )
+    return matrix_optimizer(direction, learning_rate, options, **parts)

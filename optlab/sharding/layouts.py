@@ -284,6 +284,10 @@ def init_state(
       ValueError: the devices have no such memory, or the mesh axes that are not Auto.
     """
     layouts = state_shardings(tx, params, distribute, memory_kind)
+    start = make_abstract_state(tx, params)[1].get("start", {})
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if check := start.get(tuple(path)):  # What cannot be asked under jit.
+            check(path, leaf)
     return jax.jit(tx.init, out_shardings=layouts)(params)
 
 
