@@ -13,7 +13,7 @@ import optax
 
 from optlab.matrices.buckets import Distribute
 from optlab.roles import leaf_name
-from optlab.state import check_fit, say
+from optlab.state import check_fit, part_of_state, say
 
 
 def over_leaves(
@@ -56,7 +56,7 @@ def over_leaves(
 
             gradients = rest(updates)
             check_fit(init_fn, gradients, state)
-            own = _part(state, jax.eval_shape(init_fn, gradients))
+            own = part_of_state(state, jax.eval_shape(init_fn, gradients))
             more = {name: _if_like(updates, rest, x) for name, x in extra.items()}
             params = None if params is None else rest(params)
             new, own = update_fn(gradients, own, params, **more)
@@ -90,13 +90,6 @@ def _if_like(updates: Any, f: Callable[[Any], Any], value: Any) -> Any:
     except (TypeError, ValueError):
         return value
     return f(value)
-
-
-def _part(state: Any, wanted: Any) -> Any:
-    """The leaves of a state that are in `wanted` too."""
-    leaves = dict(jax.tree_util.tree_leaves_with_path(state))
-    paths, treedef = jax.tree_util.tree_flatten_with_path(wanted)
-    return treedef.unflatten([leaves[path] for path, _ in paths])
 
 
 def _put_back(state: Any, part: Any) -> Any:

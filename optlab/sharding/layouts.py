@@ -25,7 +25,7 @@ from optlab.sharding.distribution import (
     matrix_axis,
     mesh_size,
 )
-from optlab.state import make_abstract_state, owning_parameter, state_leaves
+from optlab.state import StateLeaf, make_abstract_state, owning_parameter, state_leaves
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
 Rules = Sequence[tuple[str, Any]]
@@ -205,8 +205,9 @@ def state_specs(
     A leaf whose path ends in a parameter's path belongs to it: with the parameter's
     shape it is laid out like it. A factor is split over its stack axis as the matrices
     are when they are worked on, if `distribute` divides that axis, or else over its
-    rows or columns; without `distribute`, as the parameter's stack axis is. What `tx`
-    was made with counts, method by method, and is found here. Numbers, one a layer, and
+    rows or columns; without `distribute`, as the parameter's stack axis is. Factors
+    that are kept by bucket are split over the bucket's matrices. What `tx` was made
+    with counts, method by method, and is found here. Numbers, one a layer, and
     what belongs to no parameter are replicated.
 
     Args:
@@ -223,24 +224,35 @@ def state_specs(
     is_spec = lambda x: isinstance(x, P)  # noqa: E731
     layouts = dict(zip(shapes, jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
 
-    def spec(path: Any, is_factor: bool, shape: tuple[int, ...]) -> P:
-        owner = owning_parameter(path, shapes)
+    def spec(leaf: StateLeaf) -> P:
+        owner = owning_parameter(leaf.parts[0][0], shapes)
         if owner is None:
             return P()
-        own, layout = shapes[owner].shape, layouts[owner]
-        if not is_factor and len(shape) == len(own):
+        shape, own, layout = leaf.value.shape, shapes[owner].shape, layouts[owner]
+        if not leaf.is_factor and len(shape) == len(own):
             # Sparse momenta have fewer columns; an axis of another size stays whole.
             same = zip(layout, shape, own, strict=False)
             return P(*(axis if n == size else None for axis, n, size in same))
         way = spread.get(owner) if distribute is None else distribute
+        if leaf.bucket is not None:
+            return _bucket_spec(shape[0], way)
         return _factor_spec(shape, own, layout, way)
 
     state, said = make_abstract_state(tx, params)
     spread = said.get("distribute", {})
     return jax.tree.unflatten(
         jax.tree.structure(state),
-        [spec(x.path, x.is_factor, x.value.shape) for x in state_leaves(state)],
+        list(map(spec, state_leaves(state))),
     )
+
+
+def _bucket_spec(slices: int, distribute: Any) -> P:
+    """Where a bucket of so many matrices and places of padding lies."""
+    if isinstance(distribute, OverMesh | OverAxis) and distribute.lives_by_stack(
+        slices
+    ):
+        return P(distribute.axes)
+    return P()
 
 
 def _factor_spec(
