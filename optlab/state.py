@@ -72,6 +72,15 @@ class Stacks:
     def __init__(self, leaves: Any, buckets: Any, plan: tuple[Bucket, ...]):
         self.leaves, self.buckets, self.plan = leaves, tuple(buckets), plan
 
+    def __eq__(self, other: object):
+        """As other containers of a tree."""
+        if not isinstance(other, Stacks):
+            return NotImplemented
+        mine = (self.plan, self.leaves, self.buckets)
+        return mine == (other.plan, other.leaves, other.buckets)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self):
         return f"Stacks({self.leaves!r}, {self.buckets!r})"
 
@@ -150,13 +159,17 @@ def restack(state: Any, like: Any) -> Any:
     Returns:
       The values of `state` in the structure of `like`.
     """
-    plain = jax.tree.map(
-        lambda x: x.by_leaf() if is_stacks(x) else x, state, is_leaf=is_stacks
-    )
     return jax.tree.map(
         lambda want, x: Stacks.of(x, want.plan) if is_stacks(want) else x,
-        *(like, plain),
+        *(like, by_leaf(state)),
         is_leaf=is_stacks,
+    )
+
+
+def by_leaf(state: Any) -> Any:
+    """The state with all factors kept by leaf, as on one device."""
+    return jax.tree.map(
+        lambda x: x.by_leaf() if is_stacks(x) else x, state, is_leaf=is_stacks
     )
 
 
@@ -273,18 +286,25 @@ def _is_slice(found: tuple[int, ...] | None, whole: tuple[int, ...]) -> bool:
 
 
 def part_of_state(state: Any, wanted: Any) -> Any:
-    """The state with None for the leaves that `wanted` lacks; buckets stay whole."""
-    paths = {path for leaf in state_leaves(wanted) for path, _ in leaf.parts}
+    """The leaves of a state that are in `wanted` too; buckets stay whole."""
+    found = dict(jax.tree_util.tree_leaves_with_path(state, is_leaf=is_stacks))
+    entries, treedef = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(by_leaf, wanted),
+        is_leaf=lambda path, _: is_stacks(found.get(path)),
+        is_leaf_takes_path=True,
+    )
 
-    def only(path: Any, x: Any) -> Any:
-        if not isinstance(x, Stacks):
-            return x if tuple(path) in paths else None
-        leaves = jax.tree_util.tree_map_with_path(
-            lambda inside, y: y if (*path, *inside) in paths else None, x.leaves
+    def part(path: Any, own: Any) -> Any:
+        node = found[path]
+        if not is_stacks(node):
+            return node
+        leaves = dict(jax.tree_util.tree_leaves_with_path(node.leaves))
+        tree = jax.tree_util.tree_map_with_path(
+            lambda inside, _: leaves[inside], without(own, node.plan)
         )
-        return Stacks(leaves, x.buckets, x.plan)
+        return Stacks(tree, node.buckets, node.plan)
 
-    return jax.tree_util.tree_map_with_path(only, state, is_leaf=is_stacks)
+    return treedef.unflatten([part(path, own) for path, own in entries])
 
 
 def say(subject: str, params: Any, value: Any) -> None:

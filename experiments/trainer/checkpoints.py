@@ -104,8 +104,11 @@ class Checkpoints:
 
         items = _items(_without_key(state))
         step = int(state.step)
-        checksums = _checksums(items) | {"data": _place_checksum(step, position)}
         buckets = restacking.buckets_of(state.opt_state)
+        checksums = _checksums(items) | {
+            "data": _place_checksum(step, position),
+            "buckets": _place_checksum(step, buckets),
+        }
         place = {"data": position, "checksums": checksums, "buckets": buckets}
         self.wait()
         try:
@@ -212,10 +215,14 @@ class Checkpoints:
         for name, is_now in _checksums(items).items():
             if is_now != place["checksums"][name]:
                 raise ValueError(f"{name} is not what was saved")
-        # Of a checkpoint older than this checksum there is none.
-        told = place["checksums"].get("data")
-        if told is not None and told != _place_checksum(step, place["data"]):
-            raise ValueError("the place in the data is not what was saved")
+        # A checkpoint that is older than these checksums has none.
+        for name, told, what in (
+            ("data", place["data"], "the place in the data"),
+            ("buckets", buckets, "the list of buckets"),
+        ):
+            saved = place["checksums"].get(name)
+            if saved is not None and saved != _place_checksum(step, told):
+                raise ValueError(f"{what} is not what was saved")
         state = abstract._replace(**items.pop("rest", {}))
         if "rest" in names:
             state = _with_key(state)
@@ -354,9 +361,9 @@ def _with_key(arrays: TrainState) -> TrainState:
     return arrays._replace(key=jax.random.wrap_key_data(arrays.key))
 
 
-def _place_checksum(step: int, position: dict) -> int:
-    """One word of the place in the data, and of the step that it belongs to."""
-    return zlib.crc32(json.dumps([step, position], sort_keys=True).encode())
+def _place_checksum(step: int, told: Any) -> int:
+    """One word of the place in the data, say, and of the step that it belongs to."""
+    return zlib.crc32(json.dumps([step, told], sort_keys=True).encode())
 
 
 def _checksums(arrays: Any) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optlab.state import Bucket, Path, fill, is_stacks, restack, state_leaves
+from optlab.state import Bucket, Path, by_leaf, fill, is_stacks, restack, state_leaves
 
 # Path of the first member -> slices, stack axes and paths of all members.
 Buckets = Mapping[str, Any]
@@ -70,7 +70,7 @@ def as_saved(abstract: Any, buckets: Buckets) -> Any:
             shape = (told["slices"], *shape[len(told["stack"]) :])
         return leaf.update(shape=shape, sharding=_even(anywhere, shape))
 
-    return jax.tree_util.tree_map_with_path(saved, _by_leaf(abstract))
+    return jax.tree_util.tree_map_with_path(saved, jax.eval_shape(by_leaf, abstract))
 
 
 def restacked(saved: Any, abstract: Any, buckets: Buckets) -> Any:
@@ -93,23 +93,12 @@ def restacked(saved: Any, abstract: Any, buckets: Buckets) -> Any:
             bucket = Bucket(told["members"], tuple(told["stack"]), told["slices"])
             found |= zip(bucket.members, bucket.split(found[name]), strict=True)
         plain = jax.tree_util.tree_map_with_path(
-            lambda path, _: found[_name(path)], _by_leaf(abstract)
+            lambda path, _: found[_name(path)], jax.eval_shape(by_leaf, abstract)
         )
         return restack(plain, abstract)
 
     layouts = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(convert, out_shardings=layouts, donate_argnums=0)(saved)
-
-
-def _by_leaf(abstract: Any) -> Any:
-    """The shapes of a state, kept by leaf."""
-
-    def plain(state: Any) -> Any:
-        return jax.tree.map(
-            lambda x: x.by_leaf() if is_stacks(x) else x, state, is_leaf=is_stacks
-        )
-
-    return jax.eval_shape(plain, abstract)
+    return jax.jit(convert, out_shardings=layouts)(saved)
 
 
 def _even(somewhere: Any, shape: tuple[int, ...]) -> Any:

@@ -17,7 +17,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab import checks
 from optlab.roles import leaf_name
 from optlab.sharding.distribution import (
     OverAxis,
@@ -34,8 +33,9 @@ Rules = Sequence[tuple[str, Any]]
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with named axes that the compiler shards over by itself.
 
-    Axes are `AxisType.Auto`; jax's default, Explicit, raises on products of sharded
-    matrices. Devices are ordered for the machine's links by jax. An axis called
+    Axes are `AxisType.Auto`. Optimizers work as well on jax's default, Explicit, but a
+    model's products of matrices that are cut up may raise there. Devices are ordered
+    for the machine's links by jax. An axis called
     `slice` goes over pods (or hosts): its neighbours are as far apart as they can be.
 
     Args:
@@ -293,7 +293,7 @@ def init_state(
       `tx.init(params)`, laid out by `state_specs`.
 
     Raises:
-      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
+      ValueError: the devices have no such memory.
     """
     layouts = state_shardings(tx, params, distribute, memory_kind)
     return jax.jit(tx.init, out_shardings=layouts)(params)
@@ -319,7 +319,7 @@ def state_shardings(
       The tree of `NamedSharding` like the state.
 
     Raises:
-      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
+      ValueError: the devices have no such memory.
     """
     specs = jax.tree.map(lambda p: p.sharding.spec, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -368,12 +368,7 @@ def _moved(state: Any, space: Any) -> Any:
 
 
 def to_shardings(mesh: Mesh, specs: Any) -> Any:
-    """A tree of specs as a tree of shardings.
-
-    Raises:
-      ValueError: the mesh has axes that are not Auto.
-    """
-    checks.auto_axes(mesh)
+    """A tree of specs as a tree of shardings."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,

@@ -93,6 +93,13 @@ def test_factors_in_a_checkpoint_are_cut_again_for_other_devices(tmp_path, small
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, found[0], other)
     assert any(np.any(x) for x in jax.tree.leaves(found[0].inner_state))
+    # A list of buckets that was changed is noticed.
+    changed = tmp_path / "of_8/2/place/metadata"
+    changed.write_text(changed.read_text().replace('"slices": 8', '"slices": 16'))
+    told = []
+    with contextlib.closing(Checkpoints(tmp_path / "of_8", told.append)) as damaged:
+        assert damaged.restore(one) is None
+    assert "spoilt" in told[0]
     (folder / "result.json").unlink()
     more = small(**(words | {"train__steps": 3}), mesh__data=3)
     assert loop.train(more, str(folder)) == 0
