@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 # Counts of steps are held in int32.
 _MOST = 2**31 - 1
@@ -182,18 +181,3 @@ def one_of(allowed: tuple[str, ...], **values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}: {value!r}")
-
-
-def auto_axes(mesh: Any, spec: Any = None) -> None:
-    """Raises `ValueError` if a mesh has axes that are not Auto, or a spec names some.
-
-    On an Explicit axis, jax's default, products of matrices that are cut up raise.
-    """
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    named = kinds if spec is None else jax.tree.leaves(tuple(spec))
-    explicit = [n for n in named if kinds.get(n, AxisType.Auto) != AxisType.Auto]
-    if explicit:
-        raise ValueError(
-            f"the mesh's axes {explicit} are not Auto; optlab.sharding.make_mesh makes "
-            "meshes that the compiler shards over"
-        )

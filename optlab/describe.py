@@ -145,12 +145,16 @@ def describe(
         decays = leaf_decays(transform, params)
     owners: dict[tuple[Any, ...], list[str]] = {tuple(p): [] for p, _ in leaves}
     sizes = dict.fromkeys(owners, 0)
-    for path, transform_name, _, leaf in state:
-        parameter = owning_parameter(path, owners)
-        if parameter is not None:
-            sizes[parameter] += math.prod(leaf.shape) * leaf.dtype.itemsize
-            if transform_name not in owners[parameter]:
-                owners[parameter].append(transform_name)
+    for leaf in state:
+        size = math.prod(leaf.value.shape) * leaf.value.dtype.itemsize
+        for i, (path, _) in enumerate(parts := leaf.parts):
+            parameter = owning_parameter(path, owners)
+            if parameter is not None:
+                # Of a bucket each has an equal share, and padding is a part of it.
+                sizes[parameter] += size * (i + 1) // len(parts)
+                sizes[parameter] -= size * i // len(parts)
+                if leaf.transform not in owners[parameter]:
+                    owners[parameter].append(leaf.transform)
     rows = (
         Row(
             path=leaf_name(path),

@@ -1,19 +1,24 @@
 """What every transform of the library promises of leaves that are out of the ordinary.
 
 Leaves without a gradient or without entries are let through, and complex ones are
-refused where a method is for real numbers.
+refused where a method is for real numbers. On a mesh with Explicit axes a transform
+does what it does on one with Auto axes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from optlab.matrices.buckets import Distribute
 from optlab.roles import leaf_name
-from optlab.state import check_fit, say
+from optlab.state import check_fit, part_of_state, say
 
 
 def over_leaves(
@@ -45,7 +50,7 @@ def over_leaves(
         with jax.numpy_dtype_promotion("standard"):
             return init_fn(_without_odd_leaves(params, params))
 
-    def update(updates, state, params=None, **extra):
+    def inside(updates, state, params, extra):
         with jax.numpy_dtype_promotion("standard"):
             if not any(map(_is_odd, jax.tree.leaves(updates, is_leaf=_is_none))):
                 check_fit(init_fn, updates, state)
@@ -56,7 +61,7 @@ def over_leaves(
 
             gradients = rest(updates)
             check_fit(init_fn, gradients, state)
-            own = _part(state, jax.eval_shape(init_fn, gradients))
+            own = part_of_state(state, jax.eval_shape(init_fn, gradients))
             more = {name: _if_like(updates, rest, x) for name, x in extra.items()}
             params = None if params is None else rest(params)
             new, own = update_fn(gradients, own, params, **more)
@@ -65,7 +70,57 @@ def over_leaves(
         )
         return filled, _put_back(state, own)
 
+    spread = under_auto_axes(inside, lambda updates, state, *_: (updates, state))
+
+    def update(updates, state, params=None, **extra):
+        return spread(updates, state, params, extra)
+
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def under_auto_axes(
+    f: Callable[..., Any], like: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """`f`, made under Auto axes where its arrays are cut over Explicit ones.
+
+    On Explicit axes, jax's default, the products of matrices that are cut up raise.
+
+    Args:
+      f: a function of trees.
+      like: of the same arguments: a tree like the result, whose arrays are laid out as
+        those of the result are to be. None: the result is the same on all devices.
+    """
+
+    def run(*arguments):
+        leaves, treedef = jax.tree.flatten(arguments)
+        arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+        meshes = [jax.typeof(x).sharding.mesh for x in arrays.values()]
+        mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+        if mesh is None:
+            return f(*arguments)
+        if not any(isinstance(x, jax.core.Tracer) for x in arrays.values()):
+            return compiled(*arguments)
+
+        def inside(arrays):
+            now = [arrays.get(i, x) for i, x in enumerate(leaves)]
+            return f(*treedef.unflatten(now))
+
+        everywhere = NamedSharding(mesh, P())
+        layouts = everywhere
+        if like is not None:
+            layouts = jax.tree.map(partial(_layout, everywhere), like(*arguments))
+        return jax.sharding.auto_axes(
+            inside, axes=mesh.explicit_axes, out_sharding=layouts
+        )(arrays)
+
+    compiled = jax.jit(run)
+    return run
+
+
+def _layout(everywhere: NamedSharding, x: Any) -> NamedSharding:
+    """How an array is laid out; everywhere, if it is on no mesh."""
+    own = jax.typeof(x).sharding if isinstance(x, jax.Array) else everywhere
+    return everywhere if own.mesh.empty else own
 
 
 def _is_none(x: Any) -> bool:
@@ -90,13 +145,6 @@ def _if_like(updates: Any, f: Callable[[Any], Any], value: Any) -> Any:
     except (TypeError, ValueError):
         return value
     return f(value)
-
-
-def _part(state: Any, wanted: Any) -> Any:
-    """The leaves of a state that are in `wanted` too."""
-    leaves = dict(jax.tree_util.tree_leaves_with_path(state))
-    paths, treedef = jax.tree_util.tree_flatten_with_path(wanted)
-    return treedef.unflatten([leaves[path] for path, _ in paths])
 
 
 def _put_back(state: Any, part: Any) -> Any:

@@ -21,7 +21,7 @@ ORDER = [
 INSIDE = {
     "roles": "kinds names default trees",
     "matrices": "coefficients precision linalg kl quantiles orthogonalize buckets "
-    "norms",
+    "factors norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
 }

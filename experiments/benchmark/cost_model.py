@@ -219,10 +219,11 @@ def step_cost(
     whole = count(update, params, state, params)
     busiest, each = whole.factorization / devices, devices
     if apart:
-        update = build(_Share(devices))[1]
+        tx, update = build(_Share(devices))
+        state = jax.eval_shape(tx.init, params)
         busiest, each = count(update, params, state, params).factorization, 1
         # A function that was traced would not be traced again.
-        update = build(share)[1]
+        tx, update = build(share)
     jaxpr = jax.make_jaxpr(update)(params, state, params).jaxpr
     products = _products(jaxpr, min if usual else max, platform)
     if not apart and devices > 1:

@@ -1,6 +1,7 @@
 """Checkpoints: the whole state and the place in the data, written beside the training.
 
-Parameters, optimizer and the rest are items of their own, to be read alone.
+Parameters, optimizer and the rest are items of their own, to be read alone. Factors
+that a mesh keeps by bucket are saved so, and `place` says which those are.
 
 Each is a folder of its own that gets its name when it is whole, so a killed process
 leaves none that is half written. What a disk or a hand changes later shows in the
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.trainer import restacking
 from experiments.trainer.state import TrainState, leaf_names, tree_bytes
 
 KEEP = 2
@@ -102,8 +104,12 @@ class Checkpoints:
 
         items = _items(_without_key(state))
         step = int(state.step)
-        checksums = _checksums(items) | {"data": _place_checksum(step, position)}
-        place = {"data": position, "checksums": checksums}
+        buckets = restacking.buckets_of(state.opt_state)
+        checksums = _checksums(items) | {
+            "data": _place_checksum(step, position),
+            "buckets": _place_checksum(step, buckets),
+        }
+        place = {"data": position, "checksums": checksums, "buckets": buckets}
         self.wait()
         try:
             self.folder.mkdir(exist_ok=True)
@@ -198,25 +204,34 @@ class Checkpoints:
     ) -> tuple[TrainState, dict]:
         from orbax.checkpoint import args
 
-        whole = _items(_without_key(abstract))
+        read = self._manager.restore
+        place = read(step, args=args.Composite(place=args.JsonRestore()))["place"]
+        buckets = place.get("buckets", {})
+        whole = _items(_without_key(abstract), buckets)
         wanted = {name: item for name, item in whole.items() if name in names}
         asked = {name: args.StandardRestore(item) for name, item in wanted.items()}
-        found = self._manager.restore(
-            step, args=args.Composite(place=args.JsonRestore(), **asked)
-        )
-        items, place = {name: found[name] for name in wanted}, found["place"]
+        found = read(step, args=args.Composite(**asked))
+        items = {name: found[name] for name in wanted}
         for name, is_now in _checksums(items).items():
             if is_now != place["checksums"][name]:
                 raise ValueError(f"{name} is not what was saved")
-        # Of a checkpoint older than this checksum there is none.
-        told = place["checksums"].get("data")
-        if told is not None and told != _place_checksum(step, place["data"]):
-            raise ValueError("the place in the data is not what was saved")
+        # A checkpoint that is older than these checksums has none.
+        for name, told, what in (
+            ("data", place["data"], "the place in the data"),
+            ("buckets", buckets, "the list of buckets"),
+        ):
+            saved = place["checksums"].get(name)
+            if saved is not None and saved != _place_checksum(step, told):
+                raise ValueError(f"{what} is not what was saved")
         state = abstract._replace(**items.pop("rest", {}))
         if "rest" in names:
             state = _with_key(state)
         if "rest" in names and int(state.step) != step:
             raise ValueError(f"it holds the state of step {int(state.step)}")
+        if "opt_state" in names:
+            items["opt_state"] = restacking.restacked(
+                items["opt_state"], abstract.opt_state, buckets
+            )
         return state._replace(**items), place["data"]
 
     def wait(self) -> None:
@@ -324,9 +339,13 @@ def _everywhere(state: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(state))))
 
 
-def _items(state: TrainState) -> dict[str, Any]:
-    """The state by the items of a checkpoint."""
+def _items(state: TrainState, buckets: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The state by the items of a checkpoint; its shapes, if that has these buckets."""
     items = {name: getattr(state, name) for name in _ALONE}
+    if buckets is None:
+        items["opt_state"] = restacking.packed(state.opt_state)
+    else:
+        items["opt_state"] = restacking.as_saved(state.opt_state, buckets)
     return items | {"rest": {name: getattr(state, name) for name in _REST}}
 
 
@@ -342,9 +361,9 @@ def _with_key(arrays: TrainState) -> TrainState:
     return arrays._replace(key=jax.random.wrap_key_data(arrays.key))
 
 
-def _place_checksum(step: int, position: dict) -> int:
-    """One word of the place in the data, and of the step that it belongs to."""
-    return zlib.crc32(json.dumps([step, position], sort_keys=True).encode())
+def _place_checksum(step: int, told: Any) -> int:
+    """One word of the place in the data, say, and of the step that it belongs to."""
+    return zlib.crc32(json.dumps([step, told], sort_keys=True).encode())
 
 
 def _checksums(arrays: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ compiled apart from the training step and run now and then.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from optlab.compose import to_state_dtype
+from optlab.leaves import under_auto_axes
 from optlab.matrices import linalg, quantiles
 from optlab.matrices.norms import Layers, tree_layers
 from optlab.matrices.precision import product
 from optlab.optimizers.root import ScaleByRootState
 from optlab.optimizers.spam import ScaleBySpamState, spike_shares
-from optlab.roles import as_rule, leaf_name
+from optlab.roles import Rule, as_rule, leaf_name
 from optlab.state import owning_parameter, state_leaves
 from optlab.wrappers.noise import NoiseAdaptiveState, layer_ratios
 
@@ -70,7 +72,13 @@ def layer_diagnostics(
     Returns:
       `{name: {path of the parameter: array of the stack's shape}}`.
     """
-    rule = as_rule(roles)
+    measure = partial(_measure, as_rule(roles), dict(arguments or {}))
+    return under_auto_axes(measure)(grads, updates, params, before, after, extra)
+
+
+def _measure(rule: Rule, given: Mapping[str, Any], *trees: Any) -> Values:
+    """What `layer_diagnostics` gives."""
+    grads, updates, params, before, after, extra = trees
     layers = dict(_with_names(params, tree_layers(params, rule, 1.0)))
     gradients = dict(_with_names(grads, jax.tree.leaves(to_state_dtype(grads))))
     steps = dict(_with_names(updates, jax.tree.leaves(to_state_dtype(updates))))
@@ -102,7 +110,6 @@ def layer_diagnostics(
             name: jnp.sum(leaf, layers[name].axes)
             for name, leaf in _with_names(diagonal, jax.tree.leaves(diagonal))
         }
-    given = dict(arguments or {})
     for kind, (name, function) in _SPECIAL.items():
         nodes = zip(_nodes(before, kind), _nodes(after, kind), strict=True)
         for old, new in nodes:

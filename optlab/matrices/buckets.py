@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optlab import checks
 from optlab.roles import View
 
 # A leaf of so many matrices is a stack that is worked on as it is.
@@ -43,16 +42,6 @@ class Distribute(Protocol):
         have, 1 for none: by that axis their factors may be laid out.
         """
         ...
-
-
-def check_layout(tree: Any) -> None:
-    """Raises `ValueError` if a leaf is cut up over an axis of a mesh that is not Auto.
-
-    The types of arrays tell that, under `jax.jit` too; jax's own errors come later.
-    """
-    for leaf in jax.tree.leaves(tree):
-        layout = jax.typeof(leaf).sharding
-        checks.auto_axes(layout.mesh, layout.spec)
 
 
 def map_matrices(
@@ -94,11 +83,7 @@ def map_matrices(
 
     Returns:
       The tree of the resulting matrices as leaves, then those of the factors.
-
-    Raises:
-      ValueError: a leaf is cut up over an axis of a mesh that is not Auto.
     """
-    check_layout(trees)
     flat_views, treedef = jax.tree.flatten(views, is_leaf=lambda x: isinstance(x, View))
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
     items = []

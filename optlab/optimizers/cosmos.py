@@ -48,12 +48,12 @@ from optlab.compose import (
     bias_correction,
     cast_like,
     matrix_optimizer,
-    state_dtype,
     to_state_dtype,
     zero_state,
 )
 from optlab.leaves import over_leaves
-from optlab.matrices.buckets import Distribute, map_matrices
+from optlab.matrices.buckets import Distribute
+from optlab.matrices.factors import map_factors, zero_factors
 from optlab.matrices.linalg import (
     cap_norm,
     frobenius_norm,
@@ -183,11 +183,8 @@ def scale_by_cosmos(
         views = tree_views(params, rule, "cosmos")
 
         def zeros(shape):
-            return jax.tree.map(
-                lambda p, v: jnp.zeros(
-                    (*v.stack, *shape(v, min(rank, v.m, v.n))), state_dtype(p)
-                ),
-                *(params, views),
+            return zero_factors(
+                lambda v: shape(v, min(rank, v.m, v.n)), params, views, distribute
             )
 
         return ScaleByCosmosState(
@@ -208,7 +205,7 @@ def scale_by_cosmos(
             weight = bias_correction(b1, t, g.dtype) / (1 - b1)
             return g, (g + b1 * m) / (1 + b1 * weight) if nesterov else m / weight
 
-        directions, basis, covariance, nu = map_matrices(
+        directions, basis, covariance, nu = map_factors(
             partial(
                 _directions,
                 t=t,

@@ -59,12 +59,12 @@ from optlab.compose import (
     cast_like,
     matrix_optimizer,
     scale_by_adam,
-    state_dtype,
     to_state_dtype,
     zero_state,
 )
 from optlab.leaves import over_leaves
-from optlab.matrices.buckets import Distribute, map_matrices
+from optlab.matrices.buckets import Distribute
+from optlab.matrices.factors import map_factors, zero_factors
 from optlab.matrices.kl import kl_directions, v3_directions
 from optlab.matrices.linalg import cap_norm, eigenbasis, refresh_eigenbasis, safe_sqrt
 from optlab.matrices.precision import Passes, check_passes, product
@@ -234,20 +234,15 @@ def scale_by_soap(
     def init_fn(params):
         views = tree_views(params, rule, "soap")
 
-        def zeros(shape):
-            return jax.tree.map(
-                lambda p, v: jnp.zeros((*v.stack, *shape(v)), state_dtype(p)),
-                *(params, views),
-            )
-
+        zeros = partial(zero_factors, params=params, views=views, distribute=distribute)
         state = ScaleBySoapState(
             count=jnp.zeros([], jnp.int32),
             mu=zero_state(params, mu_dtype),
             nu=zeros(lambda v: (v.m, v.n)),
-            gram_left=zeros(lambda v: (sizes(v)[0],) * 2),
-            gram_right=zeros(lambda v: (sizes(v)[1],) * 2),
-            basis_left=zeros(lambda v: (sizes(v)[0],) * 2),
-            basis_right=zeros(lambda v: (sizes(v)[1],) * 2),
+            gram_left=zeros(lambda v: (sizes(v)[0], sizes(v)[0])),
+            gram_right=zeros(lambda v: (sizes(v)[1], sizes(v)[1])),
+            basis_left=zeros(lambda v: (sizes(v)[0], sizes(v)[0])),
+            basis_right=zeros(lambda v: (sizes(v)[1], sizes(v)[1])),
         )
         if factors == "shampoo":
             return state
@@ -276,7 +271,7 @@ def scale_by_soap(
             basis_precision=basis_precision,
             initial=initial_eigenvalue,
         )
-        directions, *renewed = map_matrices(
+        directions, *renewed = map_factors(
             step,
             tree_views(updates, rule, "soap"),
             (gradients, mu),

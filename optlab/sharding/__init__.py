@@ -14,3 +14,4 @@ from optlab.sharding.layouts import state_shardings as state_shardings
 from optlab.sharding.layouts import state_specs as state_specs
 from optlab.sharding.layouts import tensor_parallel_rules as tensor_parallel_rules
 from optlab.sharding.layouts import to_shardings as to_shardings
+from optlab.state import restack as restack

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab import checks
 from optlab.matrices.buckets import Distribute
 
 
@@ -25,9 +24,8 @@ def mesh_size(mesh: Mesh, axes: str | Sequence[str]) -> int:
     """How many devices lie along one axis of a mesh, or along several.
 
     Raises:
-      ValueError: the mesh has no such axis, or one that is not Auto.
+      ValueError: the mesh has no such axis.
     """
-    checks.auto_axes(mesh)
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     for name in names:
         if name not in mesh.shape:
@@ -47,7 +45,10 @@ class OverMesh:
     """Made by `over_mesh`; `axes` are the mesh's, `size` their devices."""
 
     def __init__(self, mesh: Mesh, axes: tuple[str, ...]):
-        self.mesh, self.axes, self.size = mesh, axes, mesh_size(mesh, axes)
+        # Transforms work under Auto axes, whatever the arrays come on.
+        kinds = (AxisType.Auto,) * len(mesh.axis_names)
+        self.mesh = mesh.update(axis_types=kinds)
+        self.axes, self.size = axes, mesh_size(mesh, axes)
 
     def __call__(
         self, f: Callable[..., Any], matrices: int, stacks: Sequence[int]
@@ -130,7 +131,7 @@ def over_mesh(mesh: Mesh, axes: str | Sequence[str]) -> Distribute:
       What the matrix methods take as `distribute`.
 
     Raises:
-      ValueError: the mesh has no such axis, or one that is not Auto.
+      ValueError: the mesh has no such axis.
     """
     names = (axes,) if isinstance(axes, str) else tuple(axes)
     return OverMesh(mesh, names)
@@ -192,8 +193,8 @@ def over_axis(name: str | tuple[str, ...], size: int | None = None) -> Distribut
 
     For parameters that are the same on all devices: each takes its share of every
     stack, and the results are gathered, all of a bucket at once. Factors that are the
-    same everywhere are gathered with them. With `size` those whose stack it divides
-    can stay where they are worked on: lay the state out by
+    same everywhere are gathered with them. With `size` they can stay where they are
+    worked on, by bucket where it does not divide their stack: lay the state out by
     `state_specs` in `shard_map`'s specs.
 
     Args:

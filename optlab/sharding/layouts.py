@@ -17,7 +17,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optlab import checks
 from optlab.roles import leaf_name
 from optlab.sharding.distribution import (
     OverAxis,
@@ -25,7 +24,7 @@ from optlab.sharding.distribution import (
     matrix_axis,
     mesh_size,
 )
-from optlab.state import make_abstract_state, owning_parameter, state_leaves
+from optlab.state import StateLeaf, make_abstract_state, owning_parameter, state_leaves
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
 Rules = Sequence[tuple[str, Any]]
@@ -34,8 +33,9 @@ Rules = Sequence[tuple[str, Any]]
 def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with named axes that the compiler shards over by itself.
 
-    Axes are `AxisType.Auto`; jax's default, Explicit, raises on products of sharded
-    matrices. Devices are ordered for the machine's links by jax. An axis called
+    Axes are `AxisType.Auto`. Optimizers work as well on jax's default, Explicit, but a
+    model's products of matrices that are cut up may raise there. Devices are ordered
+    for the machine's links by jax. An axis called
     `slice` goes over pods (or hosts): its neighbours are as far apart as they can be.
 
     Args:
@@ -205,8 +205,9 @@ def state_specs(
     A leaf whose path ends in a parameter's path belongs to it: with the parameter's
     shape it is laid out like it. A factor is split over its stack axis as the matrices
     are when they are worked on, if `distribute` divides that axis, or else over its
-    rows or columns; without `distribute`, as the parameter's stack axis is. What `tx`
-    was made with counts, method by method, and is found here. Numbers, one a layer, and
+    rows or columns; without `distribute`, as the parameter's stack axis is. Factors
+    that are kept by bucket are split over the bucket's matrices. What `tx` was made
+    with counts, method by method, and is found here. Numbers, one a layer, and
     what belongs to no parameter are replicated.
 
     Args:
@@ -223,24 +224,35 @@ def state_specs(
     is_spec = lambda x: isinstance(x, P)  # noqa: E731
     layouts = dict(zip(shapes, jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
 
-    def spec(path: Any, is_factor: bool, shape: tuple[int, ...]) -> P:
-        owner = owning_parameter(path, shapes)
+    def spec(leaf: StateLeaf) -> P:
+        owner = owning_parameter(leaf.parts[0][0], shapes)
         if owner is None:
             return P()
-        own, layout = shapes[owner].shape, layouts[owner]
-        if not is_factor and len(shape) == len(own):
+        shape, own, layout = leaf.value.shape, shapes[owner].shape, layouts[owner]
+        if not leaf.is_factor and len(shape) == len(own):
             # Sparse momenta have fewer columns; an axis of another size stays whole.
             same = zip(layout, shape, own, strict=False)
             return P(*(axis if n == size else None for axis, n, size in same))
         way = spread.get(owner) if distribute is None else distribute
+        if leaf.bucket is not None:
+            return _bucket_spec(shape[0], way)
         return _factor_spec(shape, own, layout, way)
 
     state, said = make_abstract_state(tx, params)
     spread = said.get("distribute", {})
     return jax.tree.unflatten(
         jax.tree.structure(state),
-        [spec(x.path, x.is_factor, x.value.shape) for x in state_leaves(state)],
+        list(map(spec, state_leaves(state))),
     )
+
+
+def _bucket_spec(slices: int, distribute: Any) -> P:
+    """Where a bucket of so many matrices and places of padding lies."""
+    if isinstance(distribute, OverMesh | OverAxis) and distribute.lives_by_stack(
+        slices
+    ):
+        return P(distribute.axes)
+    return P()
 
 
 def _factor_spec(
@@ -281,7 +293,7 @@ def init_state(
       `tx.init(params)`, laid out by `state_specs`.
 
     Raises:
-      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
+      ValueError: the devices have no such memory.
     """
     layouts = state_shardings(tx, params, distribute, memory_kind)
     start = make_abstract_state(tx, params)[1].get("start", {})
@@ -311,7 +323,7 @@ def state_shardings(
       The tree of `NamedSharding` like the state.
 
     Raises:
-      ValueError: the devices have no such memory, or the mesh axes that are not Auto.
+      ValueError: the devices have no such memory.
     """
     specs = jax.tree.map(lambda p: p.sharding.spec, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -360,12 +372,7 @@ def _moved(state: Any, space: Any) -> Any:
 
 
 def to_shardings(mesh: Mesh, specs: Any) -> Any:
-    """A tree of specs as a tree of shardings.
-
-    Raises:
-      ValueError: the mesh has axes that are not Auto.
-    """
-    checks.auto_axes(mesh)
+    """A tree of specs as a tree of shardings."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         specs,

@@ -1,5 +1,6 @@
 """Runs on meshes and in several processes are those of one device."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,13 +8,17 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments import config as configs
 from experiments.trainer import loop
+from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.layout import Layout
+from experiments.trainer.program import make_program
+from optlab.state import restack
 from tests.experiments.conftest import small_arguments
 from tests.experiments.servers import eventually, free_port
 from tests.experiments.test_train import read
@@ -52,6 +57,53 @@ def test_a_run_goes_on_with_other_devices(tmp_path, small):
     log = (folder / "log.txt").read_text()
     assert log.count("goes on after step 2") == len(meshes) - 1
     assert "mesh: {'data': 4, 'model': 2}, jit" in log
+
+
+def test_factors_in_a_checkpoint_are_cut_again_for_other_devices(tmp_path, small):
+    """From 8 devices to 3 and to one: the same to the bit, and the run goes on."""
+    words = {"optimizer__name": "soap", "train__batch_size": 24, "train__steps": 2}
+    folder = tmp_path / "run"
+    assert loop.train(small(**words, mesh__data=8), str(folder)) == 0
+    place = json.loads((folder / "checkpoints/2/place/metadata").read_text())
+    assert place["buckets"] and all(
+        told["slices"] % 8 == 0 for told in place["buckets"].values()
+    )
+    one = make_program(small(**words), trace=False).abstract
+
+    def read_on(data, where):
+        here = make_program(small(**words, mesh__data=data), trace=False).abstract
+        with contextlib.closing(Checkpoints(where, print, read_only=True)) as found:
+            state, position = found.restore(here)
+        assert jax.tree.structure(state) == jax.tree.structure(here)
+        assert jax.tree.map(lambda x: x.sharding, state.opt_state) == jax.tree.map(
+            lambda x: x.sharding, here.opt_state
+        )
+        return state, position
+
+    found, last = [], folder / "checkpoints"
+    for data in (8, 3, 1):
+        state, position = read_on(data, last)
+        found.append(restack(jax.device_get(state.opt_state), one.opt_state))
+        last = tmp_path / f"of_{data}"
+        with contextlib.closing(Checkpoints(last, print)) as again:
+            again.save(state, position)
+            again.wait()
+    found.append(jax.device_get(read_on(8, last)[0].opt_state))
+    found[-1] = restack(found[-1], one.opt_state)
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+    assert any(np.any(x) for x in jax.tree.leaves(found[0].inner_state))
+    # A list of buckets that was changed is noticed.
+    changed = tmp_path / "of_8/2/place/metadata"
+    changed.write_text(changed.read_text().replace('"slices": 8', '"slices": 16'))
+    told = []
+    with contextlib.closing(Checkpoints(tmp_path / "of_8", told.append)) as damaged:
+        assert damaged.restore(one) is None
+    assert "spoilt" in told[0]
+    (folder / "result.json").unlink()
+    more = small(**(words | {"train__steps": 3}), mesh__data=3)
+    assert loop.train(more, str(folder)) == 0
+    assert "goes on after step 2" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,15 @@
 """Meshes, rules for layouts, and the mistakes in them that are named."""
 
 import dataclasses
-import inspect
 import itertools
 
-import jax
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from optlab.registry import get, names
-from tests.sharded import FEW, SHAPES, make, shapes_of, stepper
+from tests.sharded import SHAPES, shapes_of
 
 
 def test_a_mesh_takes_the_remaining_devices():
@@ -134,52 +130,3 @@ def test_an_unknown_axis_is_named():
     for make_one in (sharding.over_mesh, sharding.fsdp_rules):
         with pytest.raises(ValueError, match="no axis 'model'"):
             make_one(mesh, "model")
-
-
-# Explicit axes are jax's default; products of sharded matrices raise on them.
-EXPLICIT = r"axes \['data'\] are not Auto; optlab\.sharding\.make_mesh"
-
-
-def on_explicit_axes(spec):
-    """Shapes laid out over them, and the mesh."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-    place = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: x.update(sharding=place), shapes_of(FEW)), mesh
-
-
-def test_an_explicit_mesh_is_refused():
-    params, mesh = on_explicit_axes(P("data"))
-    specs = jax.tree.map(lambda _: P(), params)
-    for refused in (
-        lambda: sharding.over_mesh(mesh, "data"),
-        lambda: sharding.fsdp_rules(mesh),
-        lambda: sharding.tensor_parallel_rules(mesh, "data"),
-        lambda: sharding.to_shardings(mesh, specs),
-        lambda: sharding.state_shardings(optax.adam(1.0), params),
-        lambda: sharding.init_state(optax.adam(1.0), params),
-    ):
-        with pytest.raises(ValueError, match=EXPLICIT):
-            refused()
-
-
-@pytest.mark.parametrize("name", names())
-def test_arrays_on_explicit_axes_work_or_are_refused(name):
-    """Element by element they work, as whole matrices only where they are whole."""
-
-    arguments = inspect.signature(get(name).factory).parameters
-    whole = "distribute" in arguments
-
-    def updated(spec):
-        params, _ = on_explicit_axes(spec)
-        tx = make(name)
-        state = jax.eval_shape(tx.init, params)
-        updates, _ = jax.eval_shape(stepper(name, tx), params, state, params)
-        return jax.tree.map(jax.typeof, (updates, params))
-
-    for spec in (P(), P("data"), P(None, "data")):
-        if spec != P() and whole:
-            with pytest.raises(ValueError, match=EXPLICIT):
-                updated(spec)
-        else:
-            found, expected = updated(spec)
-            assert found == expected

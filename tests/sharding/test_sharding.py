@@ -112,7 +112,8 @@ def hold_in_every_way(group, dtype, same):
         check_vma=False,
     )
     # Placed as the results will be, or the second step would be compiled anew.
-    state = jax.device_put(start, sharding.to_shardings(mesh, kept))
+    state = {n: tx.init(params) for n, tx in txs.items()}
+    state = jax.device_put(state, sharding.to_shardings(mesh, kept))
     spread = jax.device_put((many, gradients), NamedSharding(mesh, P()))
     result, _ = follow(jax.jit(step), spread[0], state, spread[1])
     same(result, expected)
