@@ -6,10 +6,15 @@ are the same one where they have one place in one file, and a name belongs to on
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+# Of code that was made at run time, as in dataclasses, or typed in: each cell of a
+# notebook has a file name of its own, and the notebook is one module.
+_NO_FILE = re.compile("^<|[/\\\\]ipykernel_")
 
 
 def origin(made: Any) -> tuple[Any, ...]:
@@ -31,8 +36,7 @@ def file_of(made: Any) -> str:
     made = _written(made)
     for inner in (made, *getattr(made, "__dict__", {}).values()):
         code = getattr(inner, "__code__", None)
-        # Code that was made at run time, as in dataclasses, is in no file.
-        if code is not None and not code.co_filename.startswith("<"):
+        if code is not None and not _NO_FILE.search(code.co_filename):
             return os.path.realpath(code.co_filename)
     name = made.__module__ or "builtins"
     return getattr(sys.modules.get(name), "__file__", None) or name

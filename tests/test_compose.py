@@ -193,6 +193,8 @@ def test_a_factory_made_again_is_the_same_one(monkeypatch):
         for wrong in (other[name], optax.sgd, *(again[n] for n in names if n != name)):
             with pytest.raises(ValueError, match=f"'{name}' is registered already"):
                 optlab.register(name, wrong)
+    for cell in ("/tmp/ipykernel_1/2.py", "/tmp/ipykernel_1/3.py", "<stdin>"):
+        optlab.register("typed in", made(cell)["plain"])
     with pytest.raises(ValueError, match=r"as plain of .*/a\.py, .* plain of .*/b\.py"):
         optlab.register("plain", other["plain"])
     for wrong in ((3, first["plain"]), ("", first["plain"]), ("free", 3)):
