@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from absl import app, flags
 
 from experiments import config as configs
 
+_HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 # Standard error and nowhere, opened early: later no descriptor may be left.
 _screen: list[int] = []
 
@@ -44,7 +46,7 @@ def define_path(
 def run(
     main: Callable[[list[str], list[str]], int | None],
     own: flags.FlagValues,
-    epilogue: str = "",
+    epilogue: Callable[[list[str]], str] = lambda overrides: "",
 ) -> None:
     """Parses the command line, calls `main`, and leaves with its status.
 
@@ -53,7 +55,8 @@ def run(
         exit status.
       own: the command's flags. Not absl's global ones, so that one program may import
         two commands that share a flag's name.
-      epilogue: what `--help` says after the flags.
+      epilogue: what `--help` says after the flags, by the overrides beside it; flags
+        have their values then.
     """
     program = sys.modules["__main__"]
     with contextlib.suppress(OSError):
@@ -63,8 +66,10 @@ def run(
 
     def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         overrides, rest = configs.split_arguments(argv)
-        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
-            print(_help(program.__doc__, own, epilogue))
+        if _HELP & set(rest):
+            with contextlib.suppress(flags.Error):
+                own([word for word in rest if word not in _HELP])
+            print(_help(program.__doc__, own, epilogue(overrides)))
             sys.exit(0)
         try:
             flags.FLAGS(rest[:1])  # absl's own, which nobody gives
@@ -119,7 +124,11 @@ def no_arguments(positional: Sequence[str], overrides: Sequence[str] = ()) -> No
 
 
 def _help(text: str | None, own: flags.FlagValues, epilogue: str) -> str:
-    listed = "".join(
-        f"  --{name}={own[name].default}\n      {own[name].help}\n" for name in own
-    )
-    return f"{text}\nFlags:\n{listed}\n{epilogue}".rstrip()
+    listed = [entry(f"--{name}={own[name].default}", own[name].help) for name in own]
+    return "\n".join([f"{text}\nFlags:", *listed, "", epilogue]).rstrip()
+
+
+def entry(name: str, meaning: str) -> str:
+    """A line for what is set and, below it, lines for what it means."""
+    lines = textwrap.wrap(meaning, 82, break_on_hyphens=False, break_long_words=False)
+    return "\n".join([f"  {name}", *(f"      {line}" for line in lines)])

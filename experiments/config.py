@@ -1,17 +1,15 @@
 """A run's configuration: what it holds, how file and command line are read.
 
 A config file's `get_config()` starts from `base()` and sets what it wants. `load` reads
-the names of optimizer and schedule first, fills `optimizer.kwargs` and
-`schedule.kwargs` from the signatures that these names stand for, locks the result and
-parses the overrides, so that a misspelt argument is an error like any other field.
+the names of optimizer, schedule, model, task and data first, fills each section's
+`kwargs` from the signatures that these names stand for, locks the result and parses the
+overrides, so that a misspelt argument is an error like any other field.
 """
 
 import copy
-import inspect
 import math
 import os
 import re
-import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,15 +17,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-import optlab
+from experiments import choices, schedules
+from experiments.arguments import literal
 from experiments.errors import UserError, nearest, one_line
 from experiments.fields import FIELDS
 from experiments.models import MODELS
 from experiments.python_files import load_python_config
-from experiments.trainer.optimizer import SCHEDULES, SUPPLIED
 
-# The kwargs beside these names are filled from the signatures of what they stand for.
-_NAMES = ("optimizer.name", "schedule.name")
 # What float32 holds: on the device larger numbers would be infinite.
 _LARGEST = 3.4e38
 
@@ -46,8 +42,8 @@ def base() -> ml_collections.ConfigDict:
         node[name] = (
             config_dict.placeholder(field.default) if is_type else field.default
         )
-    for path in _NAMES:
-        place(config, path)[0].kwargs = ml_collections.ConfigDict()
+    for section in choices.FIELDS:
+        config[section].kwargs = ml_collections.ConfigDict()
     return config
 
 
@@ -82,12 +78,12 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load(
-    path: str, overrides: Sequence[str] = ()
+    path: str | None, overrides: Sequence[str] = ()
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
     """Reads a config file with overrides.
 
     Args:
-      path: a Python file with `get_config()`.
+      path: a Python file with `get_config()`; None: a config as `base` makes it.
       overrides: as on the command line, such as `--config.train.steps=100`.
 
     Returns:
@@ -96,18 +92,15 @@ def load(
     Raises:
       UserError: naming the field, what was given and what is allowed.
     """
-    config, kwargs = _read(path)
+    config, kwargs = (
+        _read(path) if path else (base(), {section: {} for section in choices.FIELDS})
+    )
     given = [
         re.match(r"--?(no)?config\.([^=]*)=?(.*)", word, re.S) for word in overrides
     ]
     last = {match[2]: match[3] for match in given}
-    for field in _NAMES:
-        section, _ = place(config, field)
-        name = last.get(field, section.name)
-        # The file's own kwargs belong to the file's own choice.
-        own = kwargs[field] if name == section.name else {}
-        section.name = name
-        _fill_kwargs(config, field, own)
+    for section in choices.FIELDS:
+        _choose(config, section, kwargs[section], last)
     allowed = flatten(config)
     for field in last:
         if field not in allowed:
@@ -128,25 +121,49 @@ def load(
     return config, {field: parsed[field] for field in last}
 
 
+def _choose(
+    config: ml_collections.ConfigDict,
+    section: str,
+    own: dict[str, Any],
+    last: dict[str, str],
+) -> None:
+    """Sets a section's names, and its kwargs to what these names have.
+
+    Args:
+      config: as the file has it.
+      section: of it.
+      own: kwargs of the file, which belong to the file's own choice.
+      last: words of the command line by field.
+
+    Raises:
+      UserError: if a name or an argument of the file is none.
+    """
+    own = choices.kept(config, section, own, last)
+    for field in choices.FIELDS[section]:
+        if field in last:
+            place(config, field)[0][field.partition(".")[2]] = last[field]
+    arguments = choices.fill_kwargs(config, section)
+    kwargs, inside = config[section].kwargs, f"{section}.kwargs."
+    words = {
+        field.removeprefix(inside): literal(last[field])
+        for field in last
+        if field.startswith(inside)
+    }
+    for name, value in (own | words).items() if arguments.open else ():
+        plain = isinstance(value, bool | int | float | str | tuple)
+        if name not in kwargs and name.isidentifier() and plain:
+            kwargs[name] = value
+    for name, value in own.items():
+        if name not in kwargs:
+            raise UserError(_unknown(f"--config.{inside}{name}", name, kwargs))
+        # The type of an argument without a signature is that of its last value.
+        if name in arguments.by_name or name not in words:
+            _assign(config, inside + name, value)
+
+
 def _is_none(*values: str) -> bool:
     """Whether one of the words stands for no value."""
     return "none" in map(str.lower, values)
-
-
-def describe() -> str:
-    """The table of all fields, for `--help`."""
-    lines = []
-    for path, field in FIELDS.items():
-        start = "None" if isinstance(field.default, type) else field.default
-        among = f" ({', '.join(field.choices)})" if len(field.choices) > 1 else ""
-        lines.append(f"  --config.{path}={start}\n      {field.help}{among}")
-    for path in _NAMES:
-        section = path.split(".")[0]
-        lines.append(
-            f"  --config.{section}.kwargs.*\n      the arguments of the {section}"
-        )
-    lines.append(f"  optimizers: {', '.join(optlab.registry.names())}")
-    return "\n".join(lines)
 
 
 def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
@@ -162,7 +179,7 @@ def _unknown(what: str, given: str, allowed: Iterable[str]) -> str:
 def _read(
     path: str,
 ) -> tuple[ml_collections.ConfigDict, dict[str, dict[str, Any]]]:
-    """The fields of a file with their types checked, and its kwargs by `_NAMES`."""
+    """The fields of a file with their types checked, and its kwargs by section."""
     found = load_python_config(path, "get_config", "--config")
     if not isinstance(found, ml_collections.ConfigDict):  # a frozen one is one too
         raise UserError(
@@ -180,10 +197,10 @@ def _read(
     missing = sorted(set(flatten(config)) - set(given))
     if missing:
         raise UserError(f"--config: {path} lacks {', '.join(missing)}")
-    for field in _NAMES:
-        inside = field.replace("name", "kwargs.")
+    for section in choices.FIELDS:
+        inside = f"{section}.kwargs."
         names = [name for name in given if name.startswith(inside)]
-        kwargs[field] = {name.removeprefix(inside): given.pop(name) for name in names}
+        kwargs[section] = {name.removeprefix(inside): given.pop(name) for name in names}
     for field, value in given.items():
         if field not in FIELDS:
             raise UserError(_unknown(f"--config: {path}: {field}", field, FIELDS))
@@ -223,29 +240,11 @@ def _assign(
     raise UserError(f"{where}{field}: given {value!r}, allowed {wanted.__name__}")
 
 
-def _parameters(field: str, name: str) -> dict[str, inspect.Parameter]:
-    """The arguments that the named factory leaves to the config."""
-    if field == "optimizer.name":
-        try:
-            factory = optlab.registry.get(name).factory
-        except ValueError as error:
-            raise UserError(f"--config.{field}: {error}") from error
-    elif name in SCHEDULES:
-        factory = SCHEDULES[name]
-    else:
-        raise UserError(_not_allowed(field, name, SCHEDULES))
-    return {
-        parameter.name: parameter
-        for parameter in inspect.signature(factory).parameters.values()
-        if parameter.name not in SUPPLIED and parameter.default is not parameter.empty
-    }
-
-
 def default_kwargs(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What the kwargs are where neither file nor command line sets them."""
     plain = config.copy_and_resolve_references().unlock()
-    for field in _NAMES:
-        _fill_kwargs(plain, field, {})
+    for section in choices.FIELDS:
+        choices.fill_kwargs(plain, section)
     flat = flatten(plain)
     return {field: flat[field] for field in flat if ".kwargs." in field}
 
@@ -257,46 +256,8 @@ def _may_be_none(config: ml_collections.ConfigDict, field: str) -> bool:
     section, inside, argument = field.partition(".kwargs.")
     if not inside or argument not in config[section].kwargs:
         return False
-    parameters = _parameters(f"{section}.name", config[section].name)
-    return parameters[argument].default is None
-
-
-def _fill_kwargs(
-    config: ml_collections.ConfigDict, field: str, own: dict[str, Any]
-) -> None:
-    """Sets the arguments of what a field names: to their defaults, or the file's."""
-    section, _ = place(config, field)
-    section.kwargs = ml_collections.ConfigDict()
-    for name, parameter in _parameters(field, section.name).items():
-        default = parameter.default
-        if default is None:
-            section.kwargs[name] = config_dict.placeholder(_type_of(parameter))
-        elif isinstance(default, (bool, int, float, str, tuple)):
-            section.kwargs[name] = default
-    for name, value in own.items():
-        path = field.replace("name", f"kwargs.{name}")
-        if name not in section.kwargs:
-            raise UserError(_unknown(f"--config.{path}", name, section.kwargs))
-        _assign(config, path, value)
-
-
-def _type_of(parameter: inspect.Parameter) -> type:
-    """The type that an argument with default None takes when it is given."""
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        words = re.findall(r"\w+", annotation)
-    else:
-        members = typing.get_args(annotation) or (annotation,)
-        words = [getattr(member, "__name__", "") for member in members]
-    for kind in (float, int, str):
-        if kind.__name__ in words:
-            return kind
-    return float if parameter.name.endswith(("rate", "decay")) else str
-
-
-def _not_allowed(path: str, value: Any, choices: Iterable[str]) -> str:
-    near = nearest(str(value), choices)
-    return f"--config.{path}: given {value!r}, allowed {', '.join(choices)}{near}"
+    argument = choices.section_arguments(config, section).by_name.get(argument)
+    return argument is not None and argument.default is None
 
 
 def _parsed(
@@ -345,7 +306,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         if value is None:
             continue
         if field.choices and value not in field.choices:
-            raise UserError(_not_allowed(path, value, field.choices))
+            raise choices.not_allowed(path, value, field.choices)
         if isinstance(value, float) and not abs(value) <= _LARGEST:
             raise UserError(f"--config.{path}: given {value}, allowed a finite number")
         if field.positive and value <= 0:
@@ -365,9 +326,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"--config.{path}: given {value}, allowed what float32 holds"
             )
-    sizes = MODELS[config.model.name].sizes
-    if config.model.size not in sizes:
-        raise UserError(_not_allowed("model.size", config.model.size, sizes))
+    _check_size(config)
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"--config.train.accumulate: given {config.train.accumulate}, allowed a "
@@ -378,3 +337,25 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"--config.task.eval_windows: given {config.task.eval_windows}, "
             "allowed a multiple of 32"
         )
+    _check_schedule(config)
+
+
+def _check_size(config: ml_collections.ConfigDict) -> None:
+    sizes, size = MODELS[config.model.name].sizes, config.model.size
+    if sizes and size not in sizes:
+        raise choices.not_allowed("model.size", size, sizes)
+    if not sizes and size != FIELDS["model.size"].default:
+        raise UserError(
+            f"--config.model.size: given {size!r}, model.name={config.model.name} has "
+            "none"
+        )
+
+
+def _check_schedule(config: ml_collections.ConfigDict) -> None:
+    try:
+        schedules.make_schedule(config)
+    except (ValueError, TypeError) as error:
+        said = one_line(error)
+        name = said.partition(" ")[0].rstrip(":")
+        inside = "kwargs." if name in config.schedule.kwargs else "name: "
+        raise UserError(f"--config.schedule.{inside}{said}") from error

@@ -1,22 +1,25 @@
 """The fields that every config has: defaults, what they mean, what is allowed."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from experiments.data import CORPORA, IMAGES
+from experiments.data import SOURCES
 from experiments.models import MODELS
-from experiments.trainer.optimizer import SCHEDULES
+from experiments.schedules import SCHEDULES
+from experiments.tasks import TASKS
 
 
 class Field(NamedTuple):
     """One field: what it starts as (a type: None, to be given that type), and means.
 
-    One that starts as None is set back to it by the word `none`; `~` is expanded in a
+    Choices are those of the moment, where a config file may register its own. One that
+    starts as None is set back to it by the word `none`; `~` is expanded in a
     path.
     """
 
     default: Any
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     low: float | None = None
     high: float | None = None
     positive: bool = False
@@ -28,12 +31,8 @@ _MANY = 2**24
 
 FIELDS = {
     "seed": Field(0, "decides initial weights and data order", low=0, high=2**32 - 1),
-    "task.name": Field(
-        "language_model", "what is learned", ("language_model", "classification")
-    ),
-    "task.data": Field(
-        "stdlib", "where tokens or images come from", (*CORPORA, *IMAGES)
-    ),
+    "task.name": Field("language_model", "what is learned", TASKS.keys()),
+    "task.data": Field("stdlib", "where tokens or images come from", SOURCES.keys()),
     "task.path": Field(
         str,
         "of shards: their folder; of stream: a Hugging Face data set or a folder of "
@@ -60,9 +59,10 @@ FIELDS = {
         high=_MANY,
     ),
     "task.augment": Field(False, "crop and mirror training images at random"),
-    "model.name": Field("llama", "family", tuple(MODELS)),
+    "model.name": Field("llama", "family", MODELS.keys()),
     "model.size": Field(
-        "tiny", "; ".join(f"{name}: {', '.join(m.sizes)}" for name, m in MODELS.items())
+        "tiny",
+        "; ".join(f"{x}: {', '.join(m.sizes)}" for x, m in MODELS.items() if m.sizes),
     ),
     "model.width": Field(
         int, "width of the residual stream, if not the size's", low=1, high=_MANY
@@ -93,7 +93,7 @@ FIELDS = {
         positive=True,
     ),
     "optimizer.weight_decay": Field(0.1, "decoupled; vectors never decay", low=0),
-    "schedule.name": Field("cosine", "shape of the rates", tuple(SCHEDULES)),
+    "schedule.name": Field("cosine", "shape of the rates", SCHEDULES.keys()),
     "schedule.warmup_fraction": Field(
         0.0, "share of the steps in which rates rise linearly", low=0, high=0.99
     ),

@@ -1,21 +1,8 @@
 """What a sweep file asks for, read and checked before anything else is done.
 
-A sweep file's `get_sweep()` returns one part or a list of parts, dictionaries with
-
-    config      the base config's path
-    overrides   fields that all points of the part have in common
-    axes        field -> values; with `halton` also (low, high, "log" or "linear")
-    design      "grid" (every combination), "one_at_a_time" (each axis alone, the others
-                as config and overrides have them) or "halton"
-    trials      how many points of `halton`, after the `skip` first ones
-    seeds       every point runs with each of them
-    pruning     {"first": steps, "factor": f}: by successive halving (ASHA) only one of
-                f points goes on past `first` steps, f times that, and so on, judged by
-                the validation loss; off if not given, as sensitivity needs all points.
-                Not with `--launcher=inline`
-    name        of the part, where there are several
-
-All but `config` may be left out. A value may be None where a field may be.
+A sweep file's `get_sweep()` returns one part or a list of parts, dictionaries with the
+keys of `KEYS`. All but `config` may be left out. A value may be None where a field may
+be.
 """
 
 import math
@@ -28,6 +15,27 @@ import numpy as np
 from experiments.errors import UserError, nearest
 from experiments.python_files import load_python_config
 
+# What each key of a part holds, for `--help` and the documentation.
+KEYS = {
+    "config": "the base config's path",
+    "overrides": "field -> value: what all points of the part have in common",
+    "axes": 'field -> values; with halton also (low, high, "log" or "linear")',
+    "design": (
+        "grid (every combination, the default), one_at_a_time (each axis alone, the "
+        "others as config and overrides have them) or halton (points that fill the "
+        "axes evenly)"
+    ),
+    "trials": "how many points of halton",
+    "skip": "how many of its first points are left out",
+    "seeds": "every point runs with each of them; [0] by default",
+    "pruning": (
+        '{"first": steps, "factor": f}: by successive halving (ASHA) only one of f '
+        "points goes on past `first` steps, f times that, and so on, judged by the "
+        "validation loss; off by default, as sensitivity needs all points. Not with "
+        "--launcher=inline"
+    ),
+    "name": "of the part, where there are several",
+}
 DESIGNS = ("grid", "one_at_a_time", "halton")
 SCALES = ("log", "linear")
 # More runs than anyone sweeps over; beyond it lie slips of the finger.

@@ -50,7 +50,7 @@ def load_python_config(path: str, function: str, flag: str) -> Any:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(file)
+            if frame.filename == str(file.absolute())
         ]
         where = f" (line {lines[-1]})" if lines else ""
         raise UserError(f"{flag}: {path} does not load, {reason}{where}") from error
@@ -63,8 +63,8 @@ def _module(file: pathlib.Path, source: bytes) -> types.ModuleType:
     name = f"config_file_{hashlib.sha256(identity).hexdigest()[:16]}"
     if name not in sys.modules:
         module = types.ModuleType(name)
-        module.__file__ = str(file)
-        code = compile(source, str(file), "exec")
+        module.__file__ = str(file.absolute())
+        code = compile(source, module.__file__, "exec")
         # Dataclasses look their module up there while it runs.
         sys.modules[name] = module
         try:

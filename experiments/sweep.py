@@ -22,8 +22,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, points
-from experiments.errors import UserError
+from experiments import command, parts, points
+from experiments.errors import UserError, nearest
 from experiments.launchers import LAUNCHERS
 from experiments.launchers.running import Standings, Sweep, task_of
 from experiments.launchers.storage import Storage, of_file
@@ -41,7 +41,8 @@ _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "inline",
     list(LAUNCHERS),
-    "where points run: inline, local or slurm",
+    "where points run: inline (here, one by one), local (processes of this machine) or "
+    "slurm",
     flag_values=_FLAGS,
 )
 _WORKERS = flags.DEFINE_integer(
@@ -53,10 +54,13 @@ _STORAGE = flags.DEFINE_string(
     "Optuna's storage, instead of sqlite in the workdir",
     flag_values=_FLAGS,
 )
+_LAUNCHER_OPTIONS = flags.DEFINE_list(
+    "launcher_options", [], "name=value,... as below", flag_values=_FLAGS
+)
 _SLURM = flags.DEFINE_list(
     "slurm",
     [],
-    "sbatch's options, such as partition=gpu,time=600,gpus_per_node=1",
+    "--launcher_options of --launcher=slurm, by their older name",
     flag_values=_FLAGS,
 )
 _DRY_RUN = flags.DEFINE_bool(
@@ -137,6 +141,51 @@ def _dry_run(wanted: Sequence[Point], folder: pathlib.Path) -> None:
     print(cost(wanted, folder, _WORKERS.value))
 
 
+def _launcher_options() -> dict[str, str | int]:
+    """The options of the chosen launcher.
+
+    Raises:
+      UserError: if it has no such option.
+    """
+    name = _LAUNCHER.value
+    if _SLURM.value and name != "slurm":
+        raise UserError(f"--slurm: given {_SLURM.value}, --launcher is {name}")
+    known = LAUNCHERS[name].OPTIONS
+    found = {}
+    for flag in (_SLURM, _LAUNCHER_OPTIONS):
+        for word in flag.value:
+            option, equals, value = word.partition("=")
+            if not equals:
+                raise UserError(f"--{flag.name}: given {word!r}, allowed name=value")
+            if known is not None and option not in known:
+                allowed = ", ".join(known) or "none"
+                raise UserError(
+                    f"--{flag.name}: {option}: no option of --launcher={name}, allowed "
+                    f"{allowed}{nearest(option, known)}"
+                )
+            found[option] = int(value) if value.isdigit() else value
+    return found
+
+
+def _help(overrides: list[str]) -> str:
+    del overrides
+    entries = [
+        "Keys of what get_sweep() of a sweep file returns, a dictionary or a list of "
+        "them:",
+        *(command.entry(key, said) for key, said in parts.KEYS.items()),
+    ]
+    for name, launcher in LAUNCHERS.items():
+        known = launcher.OPTIONS
+        entries.append(f"\nLauncher options of --launcher={name}:")
+        if known is None:
+            known = {"*": "sbatch's options, such as partition=gpu,time=600"}
+        entries += [command.entry(x, said) for x, said in known.items()] or ["  none"]
+    entries.append(
+        "\nFields of --config.*: python -m experiments.train --help --config=FILE"
+    )
+    return "\n".join(entries)
+
+
 def main(positional: list[str], overrides: list[str]) -> int:
     """Runs the sweep, and returns the exit status."""
     command.no_arguments(positional)
@@ -147,14 +196,9 @@ def main(positional: list[str], overrides: list[str]) -> int:
     if _DRY_RUN.value:
         _dry_run(wanted, folder)
         return 0
-    parameters = {}
-    for word in _SLURM.value:
-        option, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--slurm: given {word!r}, allowed name=value")
-        parameters[option] = int(value) if value.isdigit() else value
+    options = _launcher_options()
     cost(wanted[:1], None, 1)  # a config that cannot be trained stops here
-    launcher = LAUNCHERS[_LAUNCHER.value](_WORKERS.value, folder, parameters)
+    launcher = LAUNCHERS[_LAUNCHER.value](_WORKERS.value, folder, options)
     url = _STORAGE.value
     if not url:
         try:
@@ -175,4 +219,4 @@ def main(positional: list[str], overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, _FLAGS)
+    command.run(main, _FLAGS, epilogue=_help)

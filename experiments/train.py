@@ -11,7 +11,7 @@ command goes on.
 import jax
 from absl import flags
 
-from experiments import command
+from experiments import command, field_help
 from experiments import config as configs
 from experiments.trainer import loop
 
@@ -35,6 +35,19 @@ _RESET_OPTIMIZER = flags.DEFINE_bool(
     False,
     "go on from the newest checkpoint with a new optimizer state; optimizer, "
     "schedule and steps may be others (give it once, not when the run goes on again)",
+    flag_values=_FLAGS,
+)
+_EXTEND = flags.DEFINE_bool(
+    "extend",
+    False,
+    "go on to the larger train.steps that the config has now, where the schedule had "
+    "given the steps that were made the same rates (constant, or wsd before its decay)",
+    flag_values=_FLAGS,
+)
+_CHANGE_SCHEDULE = flags.DEFINE_bool(
+    "change_schedule",
+    False,
+    "with --extend: go on though the rates of the steps that were made had been others",
     flag_values=_FLAGS,
 )
 _PROFILE = flags.DEFINE_bool(
@@ -81,10 +94,20 @@ def _join_processes() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
 
 
+def _check_flags() -> None:
+    """Refuses flags that do not go together."""
+    if _CHANGE_SCHEDULE.value and not _EXTEND.value:
+        raise configs.UserError("--change_schedule: only with --extend")
+    for other in (_OVERWRITE, _RESET_OPTIMIZER, _EVALUATE):
+        if _EXTEND.value and other.value:
+            raise configs.UserError(f"--extend: not with --{other.name}")
+
+
 def main(positional: list[str], overrides: list[str]) -> int:
     """Trains, and returns the exit status."""
     command.no_arguments(positional)
     command.require(config=_CONFIG.value)
+    _check_flags()
     _join_processes()
     config, changed = configs.load(_CONFIG.value, overrides)
     if _PRINT_CONFIG.value:
@@ -99,9 +122,15 @@ def main(positional: list[str], overrides: list[str]) -> int:
         overrides=changed,
         overwrite=_OVERWRITE.value,
         reset_optimizer=_RESET_OPTIMIZER.value,
+        extend=_EXTEND.value,
+        change_schedule=_CHANGE_SCHEDULE.value,
         profile=_PROFILE.value,
     )
 
 
+def _fields(overrides: list[str]) -> str:
+    return field_help.describe(_CONFIG.value, overrides)
+
+
 if __name__ == "__main__":
-    command.run(main, _FLAGS, epilogue=f"Fields:\n{configs.describe()}")
+    command.run(main, _FLAGS, epilogue=_fields)

@@ -6,7 +6,6 @@ that it never asks for a name.
 """
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
 from optlab.optimizers.stable_spam import stable_spam
+from optlab.origins import refuse_other
 
 Needs = Callable[[Mapping[str, Any]], tuple[str, ...]]
 
@@ -60,29 +60,13 @@ def register(name: str, factory: Callable, needs: tuple[str, ...] | Needs = ()) 
         keyword arguments, as a mapping, that gives them.
 
     Raises:
-      ValueError: the name is taken by another factory. The same function of the same
-        file is no other one: a config file that is read again has made it again.
+      ValueError: the name is taken by another factory; both files are named. The same
+        function of the same file is no other one: a config file that is read again has
+        made it again.
     """
-    if name in _ENTRIES and _origin(_ENTRIES[name].factory) != _origin(factory):
-        raise ValueError(f"name: {name!r} is registered already")
+    refuse_other(name, _ENTRIES[name].factory if name in _ENTRIES else None, factory)
     needs_for = needs if callable(needs) else partial(_always, tuple(needs))
     _ENTRIES[name] = Entry(name, factory, needs_for({}), needs_for)
-
-
-def _origin(factory: Callable) -> tuple[Any, ...]:
-    """Where a function or class is written; of what is neither, the object itself."""
-    if isinstance(factory, partial):
-        words = sorted(factory.keywords.items())
-        return (*_origin(factory.func), factory.args, words)
-    factory = inspect.unwrap(factory)
-    name = getattr(factory, "__qualname__", None)
-    made_by = factory.__init__ if isinstance(factory, type) else factory
-    code = getattr(made_by, "__code__", None)
-    if name is None or code is None:
-        return (id(factory),)
-    # Functions without a name differ in their lines.
-    line = code.co_firstlineno if "<lambda>" in name else 0
-    return code.co_filename, name, line
 
 
 def _always(needs: tuple[str, ...], _: Mapping[str, Any]) -> tuple[str, ...]:

@@ -163,6 +163,11 @@ class Plain:
     def __init__(self, learning_rate):
         self.learning_rate = learning_rate
 
+class Callable:
+    def __call__(self, learning_rate):
+        return optax.sgd(learning_rate)
+
+thing = Callable()
 half = functools.partial(plain, momentum=0.5)
 third = functools.partial(plain, momentum=0.3)
 one = lambda learning_rate: optax.sgd(learning_rate)
@@ -180,7 +185,7 @@ def test_a_factory_made_again_is_the_same_one(monkeypatch):
         return found
 
     first, again, other = made("a.py"), made("a.py"), made("b.py")
-    names = ("plain", "Plain", "half", "third", "one", "two")
+    names = ("plain", "Plain", "thing", "half", "third", "one", "two")
     for name in names:
         optlab.register(name, first[name])
         optlab.register(name, again[name])
@@ -188,3 +193,10 @@ def test_a_factory_made_again_is_the_same_one(monkeypatch):
         for wrong in (other[name], optax.sgd, *(again[n] for n in names if n != name)):
             with pytest.raises(ValueError, match=f"'{name}' is registered already"):
                 optlab.register(name, wrong)
+    for cell in ("/tmp/ipykernel_1/2.py", "/tmp/ipykernel_1/3.py", "<stdin>"):
+        optlab.register("typed in", made(cell)["plain"])
+    with pytest.raises(ValueError, match=r"as plain of .*/a\.py, .* plain of .*/b\.py"):
+        optlab.register("plain", other["plain"])
+    for wrong in ((3, first["plain"]), ("", first["plain"]), ("free", 3)):
+        with pytest.raises(ValueError, match="allowed a"):
+            optlab.register(*wrong)

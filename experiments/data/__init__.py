@@ -1,10 +1,16 @@
-"""What is trained on: one module per source."""
+"""What is trained on: one module per source, and those that `register` adds.
 
-from collections.abc import Callable, Mapping
+A source of tokens has `train_batches`, `eval_batches`, `vocab_size`, `digest` and
+`files`, as `Corpus` has; one of labelled images what `Images` has.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from experiments.arguments import accepted, parameters_of, takes
 from experiments.data import (
     cifar10,
     digits,
@@ -12,71 +18,133 @@ from experiments.data import (
     shards,
     stdlib,
     stream,
-    tokenizer,
 )
+from experiments.data import tokenizer as tokenizers
+from experiments.data.images import Images as Images
+from experiments.data.windows import Corpus as Corpus
+from optlab.origins import refuse_other
 
 # Fields of `task` that only some sources have; None where they are not given.
 _OWN_FIELDS = ("path", "subset", "tokenizer", "vocab_size")
+# Those that a source gets where it has an argument of that name.
+FIELDS = (*_OWN_FIELDS, "text_field")
 
 
 class Source(NamedTuple):
-    """How a source is read from the `task` part of a config, and what it asks there."""
+    """How a source is read.
 
-    load: Callable[[ml_collections.ConfigDict], Any]
-    fields: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
+    Attributes:
+      load: `load(**arguments)`; those of `FIELDS` are fields of `task`, others with a
+        default are what `task.kwargs` may hold.
+      tasks: names of the tasks that take it.
+    """
 
+    load: Callable[..., Any]
+    tasks: tuple[str, ...]
 
-# Name in `task.data` -> a source of tokens: `train_batches`, `eval_batches`,
-# `vocab_size`, `digest`, `files`.
-CORPORA = {
-    "stdlib": Source(lambda task: stdlib.load()),
-    "installed_sources": Source(
-        lambda task: installed.load(task.path, task.vocab_size), ("path", "vocab_size")
-    ),
-    "shards": Source(
-        lambda task: shards.load(task.path, task.vocab_size),
-        ("path", "vocab_size"),
-        required=("path",),
-    ),
-    "stream": Source(
-        lambda task: stream.Stream(
-            task.path, task.subset, task.text_field, tokenizer.load(task.tokenizer)
-        ),
-        ("path", "subset", "tokenizer"),
-        required=("path",),
-    ),
-}
-# The same for sources of labelled images.
-IMAGES = {
-    "digits": Source(lambda task: digits.load()),
-    "cifar10": Source(
-        lambda task: cifar10.load(task.path), ("path",), required=("path",)
-    ),
-}
+    def required(self) -> list[str]:
+        """The fields that it needs."""
+        parameters = parameters_of(self.load)
+        return [
+            x
+            for x in FIELDS
+            if x in parameters and parameters[x].default is inspect.Parameter.empty
+        ]
 
 
-def load(task: ml_collections.ConfigDict, sources: Mapping[str, Source]) -> Any:
+# Name in `task.data` -> source.
+SOURCES: dict[str, Source] = {}
+
+
+def register(name: str, load: Callable[..., Any], *, task: str | Sequence[str]) -> None:
+    """Adds a source of data, for `task.data` to choose.
+
+    Args:
+      name: to call it by.
+      load: `load(**arguments)` to what the task takes: a `Corpus` for
+        "language_model", `Images` for "classification". Arguments called `path`,
+        `subset`, `text_field`, `tokenizer` or `vocab_size` are these fields of `task`,
+        needed where they have no default; all others need one, and are offered as
+        `task.kwargs`.
+      task: name of the task that takes it, or several.
+
+    Raises:
+      ValueError: the name is taken by what another file registers, or an argument has
+        no value. From the same file it may be registered again.
+    """
+    refuse_other(name, SOURCES[name].load if name in SOURCES else None, load)
+    for x in parameters_of(load).values():
+        variadic = x.kind in (x.VAR_KEYWORD, x.VAR_POSITIONAL)
+        if x.default is x.empty and not variadic and x.name not in FIELDS:
+            raise ValueError(f"{name}: the argument {x.name} needs a default")
+    SOURCES[name] = Source(load, (task,) if isinstance(task, str) else tuple(task))
+
+
+def load(config: ml_collections.ConfigDict, task: str) -> Any:
     """Reads the source that `task.data` names.
 
     Args:
-      task: the `task` part of a config.
-      sources: `CORPORA` or `IMAGES`.
+      config: the `task` part of a config.
+      task: the source must be one that this task takes.
 
     Raises:
       ValueError: naming the field that is missing, wrong, or of another source.
     """
-    if task.data not in sources:
+    allowed = [name for name in SOURCES if task in SOURCES[name].tasks]
+    if config.data not in allowed:
         raise ValueError(
-            f"task.data: given {task.data!r}, allowed {', '.join(sources)} with "
-            f"task.name={task.name}"
+            f"task.data: given {config.data!r}, allowed {', '.join(allowed)} with "
+            f"task.name={config.name}"
         )
-    source = sources[task.data]
+    source = SOURCES[config.data]
     for field in _OWN_FIELDS:
-        if task[field] is not None and field not in source.fields:
+        if config[field] is not None and not takes(source.load, field):
             raise ValueError(
-                f"task.{field}: given {task[field]!r}, task.data={task.data} has none"
+                f"task.{field}: given {config[field]!r}, task.data={config.data} has "
+                "none"
             )
-        if task[field] is None and field in source.required:
-            raise ValueError(f"task.{field}: missing, task.data={task.data} needs it")
-    return source.load(task)
+    for field in source.required():
+        if config[field] is None:
+            raise ValueError(f"task.{field}: missing, task.data={config.data} needs it")
+    fields = {
+        name: config[name]
+        for name in FIELDS
+        if config[name] is not None and takes(source.load, name)
+    }
+    return source.load(**fields, **accepted(source.load, config.kwargs))
+
+
+def _stream(
+    path: str,
+    subset: str | None = None,
+    text_field: str = "text",
+    tokenizer: str | None = None,
+) -> stream.Stream:
+    return stream.Stream(path, subset, text_field, tokenizers.load(tokenizer))
+
+
+def _stdlib() -> Corpus:
+    return stdlib.load()
+
+
+def _installed(path: str | None = None, vocab_size: int | None = None) -> Corpus:
+    return installed.load(path, vocab_size)
+
+
+def _digits() -> Images:
+    return digits.load()
+
+
+def _cifar10(path: str) -> Images:
+    return cifar10.load(path)
+
+
+for _name, _load in {
+    "stdlib": _stdlib,
+    "installed_sources": _installed,
+    "shards": shards.load,
+    "stream": _stream,
+}.items():
+    register(_name, _load, task="language_model")
+for _name, _load in {"digits": _digits, "cifar10": _cifar10}.items():
+    register(_name, _load, task="classification")

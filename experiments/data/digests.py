@@ -37,6 +37,15 @@ def samples(array: np.ndarray, files: int) -> list[np.ndarray]:
     return [array[start : start + size] for start in starts]
 
 
+def digest_of(*arrays: np.ndarray) -> str:
+    """A hash of arrays in memory."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return total.hexdigest()
+
+
 def digest(files: Mapping[str, pathlib.Path]) -> str:
     """A hash of all files by name, as the module says."""
     small = is_small(list(files.values()))

@@ -5,6 +5,7 @@ import dataclasses
 import grain
 import numpy as np
 
+from experiments.data.digests import digest_of
 from experiments.data.order import Process, shuffled_batches
 
 _EVAL_BATCH = 500
@@ -14,7 +15,7 @@ _EVAL_BATCH = 500
 class Images:
     """Images `(n, height, width, channels)` uint8, labels `(n,)` int32.
 
-    `digest` is a hash of the contents.
+    `digest` is a hash of the contents, made of the arrays if none is given.
     """
 
     train_images: np.ndarray
@@ -22,7 +23,24 @@ class Images:
     validation_images: np.ndarray
     validation_labels: np.ndarray
     classes: int
-    digest: str
+    digest: str = ""
+
+    def __post_init__(self):
+        train = self.train_images, self.train_labels
+        validation = self.validation_images, self.validation_labels
+        for images, labels in (train, validation):
+            if images.ndim != 4 or labels.shape != images.shape[:1] or not labels.size:
+                raise ValueError(
+                    f"task.data: images {images.shape} and labels {labels.shape}, "
+                    "allowed (n, height, width, channels) and (n,), n above 0"
+                )
+            if labels.min() < 0 or labels.max() >= self.classes:
+                raise ValueError(
+                    f"task.data: labels from {labels.min()} to {labels.max()}, allowed "
+                    f"0 to {self.classes - 1}"
+                )
+        made = self.digest or digest_of(*train, *validation)
+        object.__setattr__(self, "digest", made)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel of the training images."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
+from experiments.data.digests import digest_of
 from experiments.data.order import Process, shuffled_batches
 from experiments.errors import UserError
 
@@ -94,16 +95,29 @@ class Windows:
 class Corpus:
     """Tokens at hand: parts (files, shards) to train on and to validate.
 
-    `digest` is a hash of the contents. `files` has one of each file that may change, by
-    its name. Every batch of mapped files is checked for tokens that are none of the
-    vocabulary, on the host and before the step.
+    `digest` is a hash of the contents, made of the arrays if none is given. `files` has
+    one of each file that may change, by its name. Tokens that are none of the
+    vocabulary are refused: in memory at once, in every batch of mapped files on the
+    host and before the step.
     """
 
     train: tuple[np.ndarray, ...]
     validation: tuple[np.ndarray, ...]
     vocab_size: int
-    digest: str
+    digest: str = dataclasses.field(default="", kw_only=True)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self):
+        for part in (*self.train, *self.validation):
+            if getattr(part, "filename", None) is None and part.size:
+                low, high = int(part.min()), int(part.max())
+                if low < 0 or high >= self.vocab_size:
+                    raise ValueError(
+                        f"task.data: tokens from {low} to {high}, allowed 0 to "
+                        f"{self.vocab_size - 1}"
+                    )
+        made = self.digest or digest_of(*self.train, *self.validation)
+        object.__setattr__(self, "digest", made)
 
     def train_batches(
         self, length: int, batch_size: int, seed: int, process: Process | None = None

@@ -43,20 +43,19 @@ class Done:
 class Inline:
     """Runs a point when it is started."""
 
+    OPTIONS: Mapping[str, str] = {}
     slots = workers = 1
     shares_terminal = True  # the training shows its own progress
 
-    def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):
-        """Takes one worker, and no parameters.
+    def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
+        """Takes one worker.
 
         Raises:
           UserError: if more is asked for.
         """
         if workers != 1:
             raise UserError(f"--workers: given {workers}, --launcher=inline has 1")
-        if parameters:
-            raise UserError(f"--slurm: given {dict(parameters)}, --launcher is inline")
-        del folder
+        del folder, options
 
     def start(
         self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path

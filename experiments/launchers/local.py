@@ -4,7 +4,7 @@ import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from experiments.errors import UserError
 from experiments.launchers.job import command
@@ -53,33 +53,68 @@ class Local:
     submitit's local executor limits nothing, and would wrap each in a second process.
     """
 
+    OPTIONS: Mapping[str, str] = {
+        "gpus": "so many GPUs are dealt out, one to each worker at a time (by "
+        "CUDA_VISIBLE_DEVICES); by default every worker sees all of them",
+        "threads": "1: each worker computes on one CPU core; 0: on all of them; by "
+        "default 1 where there are fewer than four cores a worker",
+    }
     shares_terminal = False
 
-    def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):
-        """Takes no parameters.
+    def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
+        """Takes the options of `OPTIONS`.
 
         Raises:
-          UserError: if there are any.
+          UserError: if one of them cannot be.
         """
-        if parameters:
-            raise UserError(f"--slurm: given {dict(parameters)}, --launcher is local")
         del folder
         self.slots = self.workers = workers
         # Threads of several workers on the same cores only wait for each other.
         crowded = workers > 1 and (os.cpu_count() or 1) < 4 * workers
-        self._variables = {"XLA_FLAGS": _one_thread()} if crowded else {}
+        alone = _integer(options, "threads", int(crowded), (0, 1))
+        self._variables = {"XLA_FLAGS": _one_thread()} if alone else {}
+        gpus = _integer(options, "gpus", 0, range(workers, 1 << 16))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else map(str, range(gpus))
+        self._gpus = list(names)[:gpus]
+        if len(self._gpus) < gpus:
+            raise UserError(
+                f"--launcher_options: gpus: given {gpus}, CUDA_VISIBLE_DEVICES is "
+                f"{visible}"
+            )
+        self._on_gpu: dict[str, Process] = {}
 
     def start(
         self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
     ) -> list[Process]:
         """Starts a process for each point."""
         variables = environment(cache) | self._variables
-        return [
-            Process(
-                command(point, folder), folder / point.name / "worker.log", variables
-            )
-            for point in points
-        ]
+        started = []
+        for point in points:
+            gpu = self._free_gpu()
+            own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+            log = folder / point.name / "worker.log"
+            process = Process(command(point, folder), log, variables | own)
+            if gpu is not None:
+                self._on_gpu[gpu] = process
+            started.append(process)
+        return started
+
+    def _free_gpu(self) -> str | None:
+        """One that no worker has, None if they are not dealt out."""
+        for gpu in self._gpus:
+            user = self._on_gpu.get(gpu)
+            if user is None or user.status() is not None:
+                return gpu
+        return None
+
+
+def _integer(options: Mapping, name: str, default: int, allowed: Container[int]) -> int:
+    value = options.get(name, default)
+    if name in options and (type(value) is not int or value not in allowed):
+        few = "0 or 1" if isinstance(allowed, tuple) else "one for each worker"
+        raise UserError(f"--launcher_options: {name}: given {value!r}, allowed {few}")
+    return value
 
 
 def _one_thread() -> str:

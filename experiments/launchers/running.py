@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import records
+from experiments import records, tasks
 from experiments.errors import UserError, one_line
 from experiments.launchers import job
 from experiments.launchers.board import Board, validation_losses
@@ -16,7 +16,6 @@ from experiments.launchers.storage import StorageAway
 from experiments.launchers.trials import Trials
 from experiments.launchers.watch import Watch
 from experiments.points import Point
-from experiments.tasks import TASKS
 from experiments.trainer.identity import asked, difference, trained
 from experiments.trainer.workdir import Workdir
 
@@ -34,7 +33,7 @@ def task_of(point: Point):
       UserError: if it cannot be made.
     """
     try:
-        return TASKS[point.config.task.name](point.config)
+        return tasks.build(point.config)
     except UserError:
         raise
     except Exception as error:  # what a data set's library raises

@@ -97,24 +97,28 @@ class Slurm:
     """Submits all points there are; the array runs `workers` of them at once."""
 
     slots = 1000  # SLURM's MaxArraySize by default is 1001
+    # None: submitit knows them.
+    OPTIONS: Mapping[str, str] | None = None
     shares_terminal = False
 
-    def __init__(self, workers: int, folder: pathlib.Path, parameters: Mapping):
+    def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
         """Takes submitit's names of sbatch's options, such as `partition` or `time`.
 
         Raises:
-          UserError: if there is no SLURM, or it has no such parameter.
+          UserError: if there is no SLURM, or it has no such option.
         """
         import submitit
 
-        if "array_parallelism" in parameters:
-            raise UserError("--slurm: array_parallelism is what --workers gives")
+        if "array_parallelism" in options:
+            raise UserError(
+                "--launcher_options: array_parallelism is what --workers gives"
+            )
         self.workers = workers
         try:
             self._executor = submitit.SlurmExecutor(folder=folder / "slurm" / "%j")
             self._executor.update_parameters(
                 **{"array_parallelism": workers, "job_name": "sweep", "time": 1440}
-                | parameters
+                | options
             )
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"--launcher=slurm: {error}".splitlines()[0]) from error

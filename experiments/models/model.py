@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 # Fields of `model` that replace those of the size, and that switch something on.
-_SIZES = ("width", "layers", "heads", "hidden")
-_OPTIONS = ("tied", "qk_norm", "remat")
+SIZES = ("width", "layers", "heads", "hidden")
+OPTIONS = ("tied", "qk_norm", "remat")
 
 
 class Model:
@@ -33,9 +33,13 @@ class Model:
 
         Args:
           make: makes the module, given `rngs`.
+
+        Raises:
+          ValueError: if the module holds anything but parameters.
         """
         self._make = make
         abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
+        _check_variables(abstract)
         self._graph = nnx.graphdef(abstract)
 
     @classmethod
@@ -51,8 +55,8 @@ class Model:
                 f"with model.name={config.name}"
             )
         size = cls.sizes[config.size]
-        given = {name: config[name] for name in _SIZES if config[name] is not None}
-        switched = {name: config[name] for name in _OPTIONS if config[name]}
+        given = {name: config[name] for name in SIZES if config[name] is not None}
+        switched = {name: config[name] for name in OPTIONS if config[name]}
         for name, value in (given | switched).items():
             if name not in (*size._fields, *cls.options):
                 raise ValueError(
@@ -62,11 +66,31 @@ class Model:
 
     def init(self, key: jax.Array) -> dict:
         """Draws the parameters from `key`."""
-        return nnx.to_pure_dict(nnx.state(self._make(rngs=nnx.Rngs(params=key))))
+        module = self._make(rngs=nnx.Rngs(params=key))
+        return _with_words(nnx.to_pure_dict(nnx.state(module)))
 
     def apply(self, params: dict, inputs: jax.Array) -> jax.Array:
         """The module's output."""
-        return nnx.merge(self._graph, params)(inputs)
+        # As words, the tenth layer of a list would come before the second.
+        return nnx.merge(self._graph, nnx.restore_int_paths(params))(inputs)
+
+
+def _check_variables(abstract: nnx.Module) -> None:
+    """Refuses running statistics, dropout's keys and all else that no step trains."""
+    for path, variable in nnx.to_flat_state(nnx.state(abstract)):
+        kind = type(variable)
+        if not issubclass(kind, nnx.Param):
+            raise ValueError(
+                f"model.name: {'.'.join(map(str, path))} is a {kind.__name__}, allowed "
+                "nnx.Param alone (no running statistics, no dropout)"
+            )
+
+
+def _with_words(tree: Any) -> Any:
+    """The tree with words as keys, which checkpoints keep, and no numbers."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {str(name): _with_words(inner) for name, inner in tree.items()}
 
 
 class Classifier(Model):

@@ -8,8 +8,59 @@ of each batch), `eval_batches()`, `tokens_per_batch`, `digest`, the hash of its 
 and `files`, one of each file that may change by its name ({} of other data).
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from experiments.arguments import accepted
 from experiments.tasks.classification import Classification
 from experiments.tasks.language_model import LanguageModel
+from optlab.origins import refuse_other
+
+# What the trainer asks of a task.
+_PARTS = (
+    *("init", "loss", "eval_metrics", "roles", "train_iterator", "eval_batches"),
+    *("tokens_per_batch", "digest", "files"),
+)
 
 # Name in `task.name` -> config -> task.
-TASKS = {"language_model": LanguageModel, "classification": Classification}
+TASKS: dict[str, Callable[..., Any]] = {}
+
+
+def register(name: str, task: Callable[..., Any]) -> None:
+    """Adds a task, for `task.name` to choose.
+
+    Args:
+      name: to call it by.
+      task: `task(config, **arguments)`, with the whole config, to an object as this
+        module describes. Arguments with a default are offered as `task.kwargs`.
+        `experiments.data.load` and `experiments.models.build` give it what the config
+        chooses.
+
+    Raises:
+      ValueError: the name is taken by what another file registers. From the same file
+        it may be registered again.
+    """
+    refuse_other(name, TASKS.get(name), task)
+    TASKS[name] = task
+
+
+def build(config: ml_collections.ConfigDict) -> Any:
+    """The task that a config describes.
+
+    Raises:
+      ValueError: naming the field that is wrong, or what the task lacks.
+    """
+    task = TASKS[config.task.name]
+    made = task(config, **accepted(task, config.task.kwargs))
+    for part in _PARTS:
+        if not hasattr(made, part):
+            raise ValueError(
+                f"task.name: {config.task.name} makes a task without {part}"
+            )
+    return made
+
+
+register("language_model", LanguageModel)
+register("classification", Classification)

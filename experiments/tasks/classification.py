@@ -44,11 +44,9 @@ class Classification:
     """
 
     def __init__(self, config: ml_collections.ConfigDict):
-        self._images = data.load(config.task, data.IMAGES)
+        self._images = data.load(config.task, "classification")
         shape = self._images.train_images.shape[1:]
-        self.model = models.build(
-            config, models.CLASSIFIERS, self._images.classes, shape
-        )
+        self.model = models.build(config, "classification", self._images.classes, shape)
         self.roles = optlab.default_roles(
             stacked=self.model.stacked, embeddings=self.model.embeddings
         )

@@ -19,9 +19,9 @@ class LanguageModel:
     """
 
     def __init__(self, config: ml_collections.ConfigDict):
-        corpus = data.load(config.task, data.CORPORA)
+        corpus = data.load(config.task, "language_model")
         self.model = models.build(
-            config, models.LANGUAGE_MODELS, corpus.vocab_size, config.task.context
+            config, "language_model", corpus.vocab_size, config.task.context
         )
         self.roles = optlab.default_roles(
             stacked=self.model.stacked, embeddings=self.model.embeddings

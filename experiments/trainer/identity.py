@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_collections
 
+from experiments import schedules
 from experiments.config import base, flatten
 from experiments.data import digests
 
@@ -33,7 +34,7 @@ def asked(
 ) -> dict[str, Any]:
     """What a config and its data ask for, by dotted path, as config.json has it."""
     fields = json.loads(json.dumps(flatten(config)))
-    return _lasting(fields | of_data(digest, files))
+    return _lasting(fields | of_data(digest, files) | of_schedule(config))
 
 
 def of_data(digest: str, files: Mapping[str, str]) -> dict[str, Any]:
@@ -41,12 +42,20 @@ def of_data(digest: str, files: Mapping[str, str]) -> dict[str, Any]:
     return {"data_digest": digest} | ({"data_files": dict(files)} if files else {})
 
 
+def of_schedule(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What config.json has of the records that a schedule reads; {} of others."""
+    digest = schedules.digest(config)
+    return {"schedule_digest": digest} if digest else {}
+
+
 def recorded(content: Mapping[str, Any]) -> dict[str, Any]:
     """What the content of a config.json asked for."""
     files = content.get("data_files")
     known = files if isinstance(files, Mapping) else {}
-    data = of_data(content["data_digest"], known)
-    return _lasting(flatten_json(content["config"]) | data)
+    read = of_data(content["data_digest"], known)
+    if isinstance(content.get("schedule_digest"), str):
+        read["schedule_digest"] = content["schedule_digest"]
+    return _lasting(flatten_json(content["config"]) | read)
 
 
 def trained(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -72,6 +81,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
         old, new = before.get(field), now.get(field)
         if old != new:
             found[field] = f"{field}={old!r}, not {new!r}"
+    if "schedule_digest" in found:
+        found["schedule_digest"] = "other records in schedule.kwargs.run than today's"
     if "data_digest" in found:
         files = before.get("data_files", {}), now.get("data_files", {})
         found["data_digest"] = digests.changed_file(*files) or found["data_digest"]

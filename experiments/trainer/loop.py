@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import records
 from experiments.config import UserError
-from experiments.trainer import identity, memory
+from experiments.trainer import extension, identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
@@ -40,6 +40,8 @@ def train(
     overrides: dict[str, Any] | None = None,
     overwrite: bool = False,
     reset_optimizer: bool = False,
+    extend: bool = False,
+    change_schedule: bool = False,
     profile: bool = False,
 ) -> int:
     """Trains, goes on where the folder's run stopped, or finds it completed.
@@ -51,6 +53,9 @@ def train(
       overwrite: remove what an earlier run left there.
       reset_optimizer: go on from the newest checkpoint with a new optimizer state;
         optimizer, schedule and number of steps may be others than before.
+      extend: go on to more steps than before, if the schedule had given the steps that
+        were made the same rates.
+      change_schedule: with `extend`, or if it had not.
       profile: write a trace of a few steps to the folder.
 
     Returns:
@@ -67,6 +72,8 @@ def train(
         *(workdir, config, program.task.digest, program.task.files),
         overwrite=overwrite,
         new_optimizer=reset_optimizer,
+        extend=extend,
+        change_schedule=change_schedule,
     )
     try:
         if folder.result is not None:
@@ -152,6 +159,7 @@ class _Run:
                 self.progress.line("the optimizer starts afresh")
             after = int(begun[0].step) if begun else 0
             self._check_start(after)
+            self.extensions = extension.all_of(folder, after, self.progress.line)
             self._write_config()
             project = None if quiet else self.config.train.wandb_project
             self.metrics = stack.enter_context(
@@ -176,7 +184,10 @@ class _Run:
     def _write_config(self) -> None:
         told = {"config": self.config.to_dict(), "overrides": self.overrides}
         told |= identity.of_data(self.program.task.digest, self.program.task.files)
+        told |= identity.of_schedule(self.config) | extension.told(self.extensions)
         self.folder.write_json("config.json", told | provenance())
+        if self.folder.extension:  # the run has an end no more
+            (self.folder.path / "result.json").unlink(missing_ok=True)
 
     def _write_result(self) -> None:
         self.result["total_seconds"] = time.perf_counter() - self.started
@@ -226,6 +237,7 @@ class _Run:
             "peak_memory_bytes": None,
             "optimizer_state_bytes": tree_bytes(opt_state.inner_state),
             "reason": "failed",
+            **extension.told(self.extensions),
         }
 
     def _train(self, begun) -> None:
@@ -333,6 +345,7 @@ class _Run:
         elapsed, self.mark = now - self.mark, now
         steps = done - result["steps"]
         result["seconds"] += elapsed
+        mark = extension.mark(self.extensions, result["steps"], done)
         result["steps"] = done
         bad_steps = values.pop("bad_steps")
         gradient, update = values.pop("bad_leaf"), values.pop("bad_update")
@@ -343,6 +356,7 @@ class _Run:
             "step_seconds": elapsed / steps,
             "tokens_per_second": steps * tokens / elapsed,
             "seconds": result["seconds"],
+            **mark,
         }
         if bad_steps:
             names = leaf_names(self.program.abstract.params)

@@ -10,67 +10,9 @@ import ml_collections
 import optax
 
 import optlab
-from optlab.checks import non_negative
+from experiments.arguments import accepted, takes
 from optlab.compose import decay_mask
 from optlab.matrices.buckets import Distribute
-from optlab.schedules import share_of
-
-# Arguments of a factory that the runner gives, so that `optimizer.kwargs` has none.
-SUPPLIED = (
-    "learning_rate",
-    "adam_learning_rate",
-    "weight_decay",
-    "weight_decay_mask",
-    "roles",
-    "distribute",
-)
-
-
-def _constant(steps: int) -> optax.Schedule:
-    del steps
-    return optax.constant_schedule(1.0)
-
-
-def _linear(steps: int, *, end_value: float = 0.0) -> optax.Schedule:
-    non_negative(end_value=end_value)
-    return optax.linear_schedule(1.0, end_value, steps)
-
-
-def _cosine(steps: int, *, end_value: float = 0.0) -> optax.Schedule:
-    non_negative(end_value=end_value)
-    return optax.cosine_decay_schedule(1.0, steps, alpha=end_value)
-
-
-def _uba(steps: int, *, phi: float = 1.0, end_value: float = 0.0) -> optax.Schedule:
-    non_negative(end_value=end_value)
-    return optlab.uba_schedule(1.0, steps, phi, end_value=end_value)
-
-
-# Name in `schedule.name` -> (steps after warm-up, own arguments) -> share of the peak.
-SCHEDULES = {"constant": _constant, "linear": _linear, "cosine": _cosine, "uba": _uba}
-
-
-def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """The share of the peak rate at each step, 1 at the peak.
-
-    Warm-up rises linearly over `warmup` steps, as `(step + 1) / (warmup + 1)`, so that
-    the first step is no idle one.
-
-    Args:
-      config: the whole config; `schedule` and `train.steps` are read.
-
-    Returns:
-      A function from the step (the first is 0) to a scalar.
-    """
-    steps = config.train.steps
-    warmup = share_of(config.schedule.warmup_fraction, steps)
-    decay = SCHEDULES[config.schedule.name](steps - warmup, **config.schedule.kwargs)
-
-    def schedule(step):
-        rising = (step + 1) / (warmup + 1)
-        return jnp.where(step < warmup, rising, decay(jnp.maximum(step - warmup, 0)))
-
-    return schedule
 
 
 def make_optimizer(
@@ -94,8 +36,7 @@ def make_optimizer(
     """
     section = config.optimizer
     factory = optlab.registry.get(section.name).factory
-    accepted = inspect.signature(factory).parameters
-    offered = dict(section.kwargs) | {
+    supplied = {
         "learning_rate": section.learning_rate,
         "adam_learning_rate": section.adam_learning_rate,
         "weight_decay": section.weight_decay,
@@ -103,17 +44,24 @@ def make_optimizer(
         "roles": roles,
         "distribute": distribute,
     }
-    arguments = {name: value for name, value in offered.items() if name in accepted}
+    # Of those only `learning_rate` is what every optimizer has.
+    taken = [x for x in supplied if x == "learning_rate" or takes(factory, x)]
+    arguments = accepted(factory, section.kwargs) | {x: supplied[x] for x in taken}
     peaks = {
         name: value
         for name, value in arguments.items()
         if name.endswith("learning_rate") and value is not None
     }
-    fixed = [name for name in accepted if not name.endswith("learning_rate")]
-    injected = optax.inject_hyperparams(
-        factory, static_args=fixed, hyperparam_dtype=jnp.float32
+    fixed = {name: x for name, x in arguments.items() if name not in peaks}
+
+    def made(**rates: jax.Array) -> optax.GradientTransformation:
+        return factory(**fixed, **rates)
+
+    made.__signature__ = inspect.Signature(  # what is to be injected
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in peaks]
     )
-    return injected(**(arguments | dict.fromkeys(peaks, 1.0))), peaks
+    injected = optax.inject_hyperparams(made, hyperparam_dtype=jnp.float32)
+    return injected(**dict.fromkeys(peaks, 1.0)), peaks
 
 
 def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -128,11 +76,10 @@ def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 def unused_fields(config: ml_collections.ConfigDict) -> list[str]:
     """The rates and decays that are set and the chosen optimizer does not have."""
     factory = optlab.registry.get(config.optimizer.name).factory
-    accepted = inspect.signature(factory).parameters
     return [
         f"optimizer.{name}"
         for name in ("adam_learning_rate", "weight_decay")
-        if config.optimizer[name] and name not in accepted
+        if config.optimizer[name] and not takes(factory, name)
     ]
 
 

@@ -9,9 +9,10 @@ import ml_collections
 import numpy as np
 
 import optlab
+from experiments import choices, tasks
 from experiments import config as configs
 from experiments.errors import UserError, one_line
-from experiments.tasks import TASKS
+from experiments.schedules import make_schedule
 from experiments.trainer import memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.layout import Layout
@@ -42,12 +43,12 @@ class Program:
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         train, kwargs = config.train, dict(config.optimizer.kwargs)
-        self.task = TASKS[config.task.name](config)
+        self.task = tasks.build(config)
         self.layout = Layout(config)
         make = optimizers.make_optimizer
         self.tx, peaks = make(config, self.task.roles, self.layout.distribute)
         self.peaks = {name: np.float32(value) for name, value in peaks.items()}
-        schedule = optimizers.make_schedule(config)
+        schedule = make_schedule(config)
         needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
         self.batches_per_step = batches_per_step(needs)
         options = {
@@ -162,7 +163,7 @@ def _refusal(config: ml_collections.ConfigDict, trace: bool, error: Exception) -
     named = message.partition(" ")[0].rstrip(":")
     if isinstance(error, ValueError) and named in configs.FIELDS:
         return f"--config: {message}"
-    for section in ("optimizer", "schedule"):
+    for section in choices.FIELDS:
         if isinstance(error, ValueError) and named in config[section].kwargs:
             return f"--config.{section}.kwargs.{message}"
     kind = type(error).__name__
@@ -184,12 +185,16 @@ def _culprit(config: ml_collections.ConfigDict, trace: bool) -> str | None:
 
     Messages of jax and numpy do not say which argument they are about.
     """
-    config = config.copy_and_resolve_references()
-    for field, default in configs.default_kwargs(config).items():
+    config = config.copy_and_resolve_references().unlock()
+    defaults = configs.default_kwargs(config)
+    for field, value in configs.flatten(config).items():
         section, name = configs.place(config, field)
-        if section[name] == default:
+        if ".kwargs." not in field or (field in defaults and value == defaults[field]):
             continue
-        section[name] = default
+        if field in defaults:
+            section[name] = defaults[field]
+        else:  # of a factory that takes any name
+            del section[name]
         try:
             _attempt(config, trace)
         except Exception:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from experiments import records
 from experiments.config import UserError, base, flatten
-from experiments.trainer import identity
+from experiments.trainer import extension, identity
 from experiments.trainer.lock import lock
 from experiments.trainer.signals import STOPPED
 
@@ -27,7 +27,7 @@ _FILES = (
     *("tensorboard", "checkpoints", "wandb_id"),
 )
 # What a fresh optimizer state allows to change besides.
-_OF_OPTIMIZER = ("optimizer.", "schedule.", "train.steps")
+_OF_OPTIMIZER = ("optimizer.", *extension.FIELDS)
 _PACKAGES = (
     *("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain"),
     "orbax-checkpoint",
@@ -50,6 +50,8 @@ class Workdir:
       checkpoints: where the checkpoints lie.
       result: of a completed run, None where work is left.
       resumes: whether the earlier part of the run has made checkpoints for sure.
+      extensions: of the run up to now, as config.json has them.
+      extension: the one to come, None if there is none.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Workdir:
         *,
         overwrite: bool = False,
         new_optimizer: bool = False,
+        extend: bool = False,
+        change_schedule: bool = False,
     ):
         """Opens or makes the folder, and changes nothing in it that was there.
 
@@ -71,6 +75,8 @@ class Workdir:
           files: a digest of each of their files, to name one that changed.
           overwrite: remove what an earlier run left.
           new_optimizer: optimizer, schedule and steps may be others than before.
+          extend: the run there may get more steps, where its schedule's past stays.
+          change_schedule: or where it does not.
 
         Raises:
           WorkdirInUse: if another process holds it.
@@ -79,8 +85,13 @@ class Workdir:
         self.path = pathlib.Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.resumes = False
+        self.extensions: list[dict[str, Any]] = []
+        self.extension: dict[str, Any] | None = None
         self._new_optimizer = new_optimizer
+        self._extend, self._change_schedule = extend, change_schedule
         self._asked = identity.asked(config, digest, files or {})
+        if extend and not self.path.exists():
+            raise UserError(f"--extend: there is no {self.path} to extend")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locks = lock(self.path)
@@ -149,6 +160,8 @@ class Workdir:
         names = [name for name in _FILES if name != "log.txt" and self._holds(name)]
         left = [x for x in names if not _is_empty_folder(self.path / x)]
         if not left:
+            if self._extend:
+                raise UserError(f"--extend: {self.path} holds no run to extend")
             return None
         recorded = self._read("config.json", "put the run's own there")
         if recorded is None:
@@ -159,13 +172,20 @@ class Workdir:
         before = flatten(base()) | identity.flatten_json(recorded["config"])
         changes = identity.changes(identity.recorded(recorded), self._asked)
         of_optimizer = {x for x in changes if x.startswith(_OF_OPTIMIZER)}
+        may_change = of_optimizer if self._new_optimizer else set()
+        if self._extend:
+            may_change = {x for x in changes if x.startswith(extension.FIELDS)}
         for field, said_of in changes.items():
-            if field in of_optimizer and self._new_optimizer:
+            if field in may_change:
                 continue
             fresh = " or --reset_optimizer" if field in of_optimizer else ""
+            more = " or --extend" if field == "train.steps" else ""
             raise UserError(
-                f"--workdir: {self.path} holds a run with {said_of}; {choose}{fresh}"
+                f"--workdir: {self.path} holds a run with {said_of}; "
+                f"{choose}{fresh}{more}"
             )
+        found = recorded.get("extensions")
+        self.extensions = found if isinstance(found, list) else []
         result = self._read("result.json", "remove it, and the run goes on") or {}
         reason = result.get("reason")
         if reason == "diverged":
@@ -175,7 +195,12 @@ class Workdir:
         done = reason == "completed" and result["steps"] == before["train.steps"]
         if done and not of_optimizer:
             return result
-        self._look_for_checkpoints(before, reason)
+        last = self._look_for_checkpoints(before, reason)
+        if self._extend and of_optimizer:
+            self.extension = extension.extension(
+                *(before, self._asked, max(last, result.get("steps", 0))),
+                change_schedule=self._change_schedule,
+            )
         return None
 
     def _holds(self, name: str) -> bool:
@@ -188,8 +213,12 @@ class Workdir:
             raise said(error, self.path / name) from error
         return True
 
-    def _look_for_checkpoints(self, before: dict[str, Any], reason: Any) -> None:
-        """Finds out whether there must be some; refuses where their folder is away."""
+    def _look_for_checkpoints(self, before: dict[str, Any], reason: Any) -> int:
+        """Finds out whether there must be some; refuses where their folder is away.
+
+        Returns:
+          The last step that the records have.
+        """
         try:
             last = records.last(self.path / records.NAME).get("step", 0)
         except OSError as error:
@@ -205,6 +234,7 @@ class Workdir:
                 "checkpoints are away; put them back or choose another folder, or "
                 "pass --overwrite to begin with step 1"
             )
+        return last
 
     def _read(self, name: str, advice: str) -> dict[str, Any] | None:
         """What a file says that a run wrote; None if it is missing.
@@ -283,6 +313,8 @@ class Follower:
 
     result = None
     resumes = False
+    extensions: Sequence[dict[str, Any]] = ()
+    extension = None
 
     def __init__(self, path: str):
         self._own = tempfile.TemporaryDirectory(prefix="optlab-")

@@ -84,7 +84,10 @@ def test_arguments_are_parted():
         ("model.width=big", ["model.width", "'big'", "int"]),
         ("model.tied=perhaps", ["model.tied", "'perhaps'", "bool"]),
         ("model.size=tini", ["model.size", "'tini'", "350M", "nearest: tiny"]),
-        ("optimizer.name=cosmo", ["optimizer.name", "'cosmo'", "'cosmos'", "adamw"]),
+        (
+            "optimizer.name=cosmo",
+            ["optimizer.name", "'cosmo'", "nearest: cosmos", "adamw"],
+        ),
         ("optimizer.learning_rate=-1", ["optimizer.learning_rate", "above 0"]),
         ("optimizer.learning_rate=nan", ["optimizer.learning_rate", "finite"]),
         ("optimizer.kwargs.b3=1", ["optimizer.kwargs.b3", "kwargs.b"]),
@@ -164,7 +167,10 @@ def get_config():
         ("c.optimizer.kwargs = {'b1': {'b': 1}}", ["optimizer.kwargs.b1.b"]),
         ("c.optimizer.kwargs = None", ["optimizer.kwargs", "no such field"]),
         ("c.optimizer.kwargs = [1]", ["'kwargs'", "(line 6)"]),
-        ("c.optimizer.name = 'cosmo'", ["optimizer.name", "'cosmo'", "'cosmos'"]),
+        (
+            "c.optimizer.name = 'cosmo'",
+            ["optimizer.name", "'cosmo'", "nearest: cosmos"],
+        ),
         ("del c.seed", ["lacks seed"]),
         ("c = c.to_dict()", ["no ConfigDict, but a dict"]),
         ("c = None", ["no ConfigDict, but a NoneType"]),

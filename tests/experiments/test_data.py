@@ -10,7 +10,7 @@ from experiments.data.order import Process
 
 
 def corpus(*parts):
-    return windows.Corpus(train=parts, validation=parts, vocab_size=9, digest="")
+    return windows.Corpus(train=parts, validation=parts, vocab_size=1000, digest="")
 
 
 def test_the_standard_library_is_split_by_file():
@@ -149,4 +149,4 @@ def test_a_source_names_the_field_that_is_wrong(fields, message):
     for name, value in fields.items():
         config.task[name] = value
     with pytest.raises(ValueError, match=message):
-        data.load(config.task, data.CORPORA)
+        data.load(config.task, "language_model")

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from experiments import config as configs
+from experiments import tasks
 from experiments.tasks import LanguageModel
-from experiments.trainer import loop, program
+from experiments.trainer import loop
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter
 from tests.experiments import kill_ten_times
@@ -247,7 +248,7 @@ def test_a_non_finite_step_is_skipped_and_too_many_stop(
 ):
     # The batch of step k is number k - 1; the loss is NaN too, so the leaf is named.
     monkeypatch.setattr(Poisoned, "bad", tuple(step - 1 for step in steps))
-    monkeypatch.setitem(program.TASKS, "language_model", Poisoned)
+    monkeypatch.setitem(tasks.TASKS, "language_model", Poisoned)
     config = small(train__steps=9, train__max_bad_steps=3, train__checkpoint_every=4)
     status = loop.train(config, str(tmp_path))
     records, result = read(tmp_path)

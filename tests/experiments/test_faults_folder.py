@@ -11,7 +11,8 @@ import signal
 import pytest
 
 from experiments import config as configs
-from experiments.trainer import loop, program
+from experiments import tasks
+from experiments.trainer import loop
 from experiments.trainer.metrics import MetricsWriter
 from experiments.trainer.workdir import Workdir, WorkdirInUse
 from tests.experiments.test_faults import (  # noqa: F401, fixtures
@@ -151,7 +152,7 @@ def test_a_run_whose_last_step_was_skipped_is_not_completed(
     small, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Poisoned, "bad", (3,))
-    monkeypatch.setitem(program.TASKS, "language_model", Poisoned)
+    monkeypatch.setitem(tasks.TASKS, "language_model", Poisoned)
     config = small(train__steps=4)
     assert loop.train(config, str(tmp_path)) == 3
     result = read(tmp_path)[1]

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import optlab
+from experiments.schedules import make_schedule
 from experiments.tasks import TASKS
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.state import init_state, leaf_names
@@ -14,7 +15,7 @@ from experiments.trainer.step import batches_per_step, make_train_step
 def build(config, **options):
     task = TASKS[config.task.name](config)
     tx, peaks = optimizers.make_optimizer(config, task.roles)
-    schedule = optimizers.make_schedule(config)
+    schedule = make_schedule(config)
     step = make_train_step(task, tx, schedule, **options)
     peaks = {name: np.float32(value) for name, value in peaks.items()}
     state = init_state(task, tx, np.uint32(config.seed))
@@ -40,7 +41,7 @@ def test_two_rates_share_one_program(small):
 def test_a_share_of_the_steps_warms_up_to_the_step(small):
     config = small(schedule__name="constant", train__steps=100)
     config.schedule.warmup_fraction = 0.29
-    schedule = optimizers.make_schedule(config)
+    schedule = make_schedule(config)
     assert schedule(28) < 1.0 and schedule(29) == 1.0
 
 
@@ -62,33 +63,6 @@ def test_rates_are_peak_times_schedule(small):
     for name, peak in (("learning_rate", 0.5), ("adam_learning_rate", 0.25)):
         rates = [float(rates[name]) for rates in seen]
         np.testing.assert_allclose(rates, peak * share, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("constant", lambda t: 1.0),
-        ("linear", lambda t: 1 - t),
-        ("cosine", lambda t: (1 + np.cos(np.pi * t)) / 2),
-    ],
-)
-def test_schedules(small, name, expected):
-    schedule = optimizers.make_schedule(small(schedule__name=name, train__steps=40))
-    # The config's warm-up takes the first 5 percent: 2 of 40 steps.
-    np.testing.assert_allclose([schedule(0), schedule(1)], [1 / 3, 2 / 3], rtol=1e-6)
-    for step in (2, 11, 21, 39):
-        share = (step - 2) / 38
-        np.testing.assert_allclose(schedule(step), expected(share), atol=1e-6)
-
-
-def test_uba_takes_its_own_arguments(small):
-    words = {"schedule__name": "uba", "schedule__kwargs__phi": 3.0}
-    schedule = optimizers.make_schedule(small(schedule__warmup_fraction=0, **words))
-    uba = optlab.uba_schedule(1.0, 20, 3.0)
-    steps = np.arange(20)
-    np.testing.assert_allclose(
-        [schedule(step) for step in steps], [uba(step) for step in steps], rtol=1e-6
-    )
 
 
 def test_accumulation_equals_the_whole_batch(small):
