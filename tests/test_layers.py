@@ -25,7 +25,7 @@ INSIDE = {
     "sharding": "distribution layouts",
 }
 ROOMS = " ".join(ORDER).split()
-ALLOWED = {"chex", "jax", "numpy", "optax", "optlab", "scipy"}
+ALLOWED = {"jax", "numpy", "optax", "optlab", "scipy"}
 
 
 def imports(path):
