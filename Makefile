@@ -42,12 +42,12 @@ format: .venv
 	$(PY) -m ruff format .
 
 docs: .venv
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "site: build/site/index.html"
 
 # The pictures of the documentation and the outputs of the notebooks, which are stored.
 pictures: .venv
-	$(PY) -m docs.pictures
+	$(PY) -m docs.site.pictures
 	$(PY) -m jupyter execute --inplace notebooks/*.ipynb
 
 # Made last, so that an install that was cut off starts again, as a changed lock does.
