@@ -28,13 +28,15 @@ def of_method(module: str) -> Parts:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     text, _, references = text.partition("\nReferences:\n")
     text = text.partition("\n")[2]  # the first line is the page's heading
-    at = re.search(r"^(Held against|The numbers are|The authors released|optax's)", text, re.M)
+    at = re.search(
+        r"^(Held against|The numbers are|The authors released|optax's)", text, re.M
+    )
     cut = at.start() if at else len(text)
-    papers = re.sub(r"\n\s{4,}", " ", references).strip().splitlines()
+    papers = re.split(r"(?<=\d{4}\.) ", " ".join(references.split()))
     return Parts(
         to_markdown(text[:cut]),
         to_markdown(text[cut:]),
-        "\n".join(f"*   {_inline(paper.strip())}" for paper in papers),
+        "\n".join(f"*   {_inline(paper)}" for paper in papers),
     )
 
 

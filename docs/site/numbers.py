@@ -99,16 +99,18 @@ def comparison() -> str:
 def of_method(name: str) -> str:
     """What the sweep and the counts say about one method, in sentences."""
     rates, cost = best_rates(), costs()
+    if (name, "cosine") not in rates or name not in cost:
+        return "Our sweep has not run this method yet."
     adamw, best = rates["adamw", "cosine"], rates[name, "cosine"]
     state, share = cost[name]
     return (
-        f"In [our sweep](../results/sweeps/optimizers/README.md) the best of four rates "
-        f"was **{best.rate:g}**, {best.rate / adamw.rate:.3g} times AdamW's, with a "
-        f"validation loss of {best.loss:.3f} against AdamW's {adamw.loss:.3f}. Over all "
-        f"four rates the loss was {best.sensitivity:.3f} higher on average "
-        f"(AdamW: {adamw.sensitivity:.3f}). The state takes **{state} bytes a parameter** "
-        f"(AdamW: {cost['adamw'][0]}) for a LLaMA-130M in float32, and a step's arithmetic "
-        f"is **{share}** of a training step of 0.5 M tokens."
+        f"In [our sweep](../results/sweeps/optimizers/README.md) the best of four "
+        f"rates was **{best.rate:g}**, {best.rate / adamw.rate:.3g} times AdamW's, "
+        f"with a validation loss of {best.loss:.3f} against AdamW's {adamw.loss:.3f}. "
+        f"Over all four rates the loss was {best.sensitivity:.3f} higher on average "
+        f"(AdamW: {adamw.sensitivity:.3f}). The state takes **{state} bytes a "
+        f"parameter** (AdamW: {cost['adamw'][0]}) for a LLaMA-130M in float32, and a "
+        f"step's arithmetic is **{share}** of a training step of 0.5 M tokens."
     )
 
 

@@ -93,14 +93,18 @@ def draw_spectra() -> None:
     matrix = jnp.asarray(gradients()[0])
     figure, panel = plt.subplots(figsize=(7, 2.6), layout="constrained")
     shown = {"the gradient": matrix / jnp.linalg.norm(matrix, 2)}
-    for label, coeffs in (("Muon, 5 steps", "muon"), ("ROOT, 5 steps", None)):
-        coeffs = coeffs or optlab.fit_coefficients(SHAPE, steps=5)
+    fitted = optlab.fit_coefficients(SHAPE, steps=5)
+    for label, coeffs in (("Muon, 5 steps", "muon"), ("ROOT, 5 steps", fitted)):
         shown[label] = optlab.orthogonalize(matrix, steps=5, coeffs=coeffs)
     for (label, values), color in zip(
         shown.items(), (_GREY, "#6baed6", "#e6550d"), strict=True
     ):
         panel.plot(
-            np.linalg.svd(values, compute_uv=False), "o-", ms=3, label=label, color=color
+            np.linalg.svd(values, compute_uv=False),
+            "o-",
+            ms=3,
+            label=label,
+            color=color,
         )
     panel.set(xlabel="index", ylabel="singular value")
     panel.legend(frameon=False)

@@ -172,5 +172,5 @@ def test_what_is_missing_is_named_in_one_line(script):
 
 
 @scripts
-def test_the_readme_shows_the_command(script):
-    assert str(PODS / script) in pathlib.Path("README.md").read_text()
+def test_the_documentation_shows_the_command(script):
+    assert str(PODS / script) in pathlib.Path("docs/pods.md").read_text()
