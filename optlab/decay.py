@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
 from optlab.state import make_abstract_state
 
@@ -76,7 +75,7 @@ def _sources(
     known = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def of(x: Any) -> frozenset[int]:
-        return nothing if isinstance(x, Literal) else known.get(x, nothing)
+        return nothing if _is_constant(x) else known.get(x, nothing)
 
     for eqn in jaxpr.eqns:
         ins = [of(x) for x in eqn.invars]
@@ -107,5 +106,10 @@ def _inner(eqn: Any) -> Any:
     return None
 
 
+def _is_constant(x: Any) -> bool:
+    # A `Literal`. Its class stands in `jax.extend.core`, which takes 0.1 s to import.
+    return hasattr(x, "val")
+
+
 def _is_zero(x: Any) -> bool:
-    return isinstance(x, Literal) and np.ndim(x.val) == 0 and x.val == 0
+    return _is_constant(x) and np.ndim(x.val) == 0 and x.val == 0

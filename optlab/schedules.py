@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import ndimage
 
 # Weights are powers of the gradient norm: l2 norms drive SGD, l1 norms drive Adam
 # and the sign methods (arXiv 2310.07831, section 3).
@@ -256,6 +255,8 @@ def _warmup_then(
 
 def _refine(norms: np.ndarray, power: int, filter_width: float) -> np.ndarray:
     """The normalised schedule of norms of shape (T,)."""
+    from scipy import ndimage  # takes half a second to import
+
     width = 2 * (share_of(filter_width, norms.size) // 2) + 1
     # The mirror on the right keeps the filter from flattening the end of the run.
     padded = np.pad(norms, (0, 2 * width), mode="reflect")

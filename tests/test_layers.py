@@ -28,7 +28,7 @@ INSIDE = {
 # Optimizers that combine others; no other imports one, but for what two share.
 COMBINED = {"hyperballs", "normuon"}
 ROOMS = " ".join(ORDER).split()
-ALLOWED = {"chex", "jax", "numpy", "optax", "optlab", "scipy"}
+ALLOWED = {"jax", "numpy", "optax", "optlab", "scipy"}
 
 
 def imports(path):

@@ -19,12 +19,12 @@ of them so far. The blocks by role, in this library's layout `(inputs, outputs)`
 Held against the authors' code, amirgholami/adahessian at commit 85ebc00, instruction/
 (its rows are our columns). Deviations:
 
-* the estimate is signed and comes from outside, so that it can be averaged over
-  devices before the absolute value; theirs throws its average over devices away.
+* the estimate is signed and comes from outside, so that it can be averaged over devices
+  before the absolute value; the authors' code throws its average over devices away.
 * `average="signed"` averages over blocks before the absolute value, as the paper
   writes it.
 * a block size that does not divide a leaf leaves a shorter last block, and blocks stay
-  within one matrix of a stack; theirs has neither.
+  within one matrix of a stack; the authors' code has neither.
 * `hessian_interval`, which is in the paper only.
 
 References:

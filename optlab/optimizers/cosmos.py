@@ -13,16 +13,16 @@ For a matrix `W` of shape `(d_in, d_out)` with gradient `G` at step `t = 1, 2, .
 
 Held against the authors' code, lliu606/COSMOS at commit 61de180. Deviations:
 
-* without Nesterov `N = M_t / c1`; theirs drops the momentum there.
+* without Nesterov `N = M_t / c1`; the authors' code drops the momentum there.
 * `B` is zero where `N` lies in the span of `U_t` up to rounding (always at t = 1 for
   gradients of rank up to r), and so is a row of `U_t^T N` that is nothing but rounding
-  (always at t = 1 for gradients of rank below r); theirs scales either rounding to a
-  step of full size.
-* the AdamW half takes `adam_b1`; theirs has 0.1 and 0.9 written into it.
+  (always at t = 1 for gradients of rank below r); the authors' code scales either
+  rounding to a step of full size.
+* the AdamW half takes `adam_b1`; the authors' code has 0.1 and 0.9 written into it.
 * matrices are told from embeddings by role, not by `shape[0] <= 10000`.
-* a rank above `min(d_in, d_out)` is cut to that. Theirs crashes above `d_in` alone;
-  between `d_out` and `d_in` it works with the whole rank, whose last directions are
-  those of no gradient at t = 1, and its steps are other ones than ours.
+* a rank above `min(d_in, d_out)` is cut to that. The authors' code crashes above `d_in`
+  alone; between `d_out` and `d_in` it works with the whole rank, whose last directions
+  are those of no gradient at t = 1, and its steps differ from ours.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
 In their arguments, `learning_rate = lr * lr_ratio`, `weight_decay = wd / lr_ratio`,

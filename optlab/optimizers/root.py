@@ -13,16 +13,16 @@ with coefficients fitted to the matrix's shape.
 Held against the authors' code, huawei-noah/noah-research, folder ROOT, at commit
 aa0f80c, with its coefficients given. Deviations:
 
-* the authors published one triple for each of four shapes and not how they fitted
-  them, and fall back on Muon's for any other; here every shape is fitted, by the recipe
-  of :func:`optlab.fit_coefficients`, one triple a step, and `B` is divided by its
-  Schatten norm of order four, where theirs is by Frobenius'. For the same FLOPs the
-  mean squared error of the singular values, on the fit's spectra, is 0.0020 at
-  768 x 768 and 4e-8 at 768 x 2048; one triple for all steps over Frobenius' norm leaves
-  0.022 and 0.003, Muon's 0.039 and 0.030. `ns_steps=4` leaves 0.0072 and 0.001 for a
-  fifth less. Given `ns_coeffs` work as theirs do, over Frobenius' norm.
+* the authors published one triple for each of four shapes and not how they fitted them,
+  and fall back on Muon's for any other; here every shape is fitted, by the recipe of
+  :func:`optlab.fit_coefficients`, one triple a step, and `B` is divided by its Schatten
+  norm of order four, where the authors' code takes Frobenius'. For the same FLOPs the
+  mean squared error of the singular values, on the fit's spectra, is 0.0020 at 768 x
+  768 and 4e-8 at 768 x 2048; one triple for all steps over Frobenius' norm leaves 0.022
+  and 0.003, Muon's 0.039 and 0.030. `ns_steps=4` leaves 0.0072 and 0.001 for a fifth
+  less. Given `ns_coeffs` work as the authors' do, over Frobenius' norm.
 * AdamW's `eps` stands beside the corrected root in the other leaves, as in optax; in
-  theirs it stands beside the root before its correction.
+  the authors' code it stands beside the root before its correction.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.
 
 References:

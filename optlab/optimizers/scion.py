@@ -16,10 +16,10 @@ vectors                    sqrt(d) B / |B|_2            vector_radius
 =========================  ===========================  ================
 
 Held against the authors' code, LIONS-EPFL/scion at commit f58a393, with these
-deviations: the groups come from the roles, their `momentum` is `1 - b1`,
-Newton-Schulz runs in the state's precision instead of bfloat16, and vectors have no eps
-(theirs adds 1e-8 to their RMS): they step by their radius however small they are, and
-by nothing at 0.
+deviations: the groups come from the roles, their `momentum` is `1 - b1`, Newton-Schulz
+runs in the state's precision instead of bfloat16, and vectors have no eps (the authors'
+code adds 1e-8 to their RMS): they step by their radius however small they are, and by
+nothing at 0.
 
 References:
   Pethick et al., `Training Deep Learning Models with Norm-Constrained LMOs

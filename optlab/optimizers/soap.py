@@ -17,13 +17,13 @@ other, :mod:`optlab.matrices.kl`; "kl_v3" and "rekls_v3" are NVIDIA's forms of t
 
 Held against the authors' code, nikhilvyas/SOAP (commit not recorded). Deviations:
 
-* the momentum stays in the original space, where theirs goes back and forth; the two
-  are the same, since the basis changes only between two steps.
-* stacked axes and convolutions are matrices by role; theirs has one factor for every
-  axis of a tensor. Embeddings and heads get AdamW, whatever their size.
+* the momentum stays in the original space, where the authors' code goes back and forth;
+  the two are the same, since the basis changes only between two steps.
+* stacked axes and convolutions are matrices by role; the authors' code has one factor
+  for every axis of a tensor. Embeddings and heads get AdamW, whatever their size.
 * in a null space of `L` or `R` (always on the longer side of a matrix at the first
   call) eigenvectors are arbitrary; here they are the completion of the others that
-  leans on the first coordinates, the same on every machine. Theirs are LAPACK's.
+  leans on the first coordinates, the same on every machine. The authors' are LAPACK's.
 * AdamW's `eps` stands beside the corrected root in the other leaves, as in optax.
 * decay is taken from the parameters before the update, not after it.
 * gradients with a norm above 3e15 (in float32) are scaled down to it.

@@ -15,20 +15,22 @@ hidden `(m, n)` matrix, and updates no others. The `n` columns are cut into `k` 
 `n // k` or one more, and each row draws one column of each run, independently: no
 sort, no index twice, and ascending indices. Where the runs are not equal they start at
 a random column, so that every entry has the probability `k / n`. The columns are a
-function of `key`, number of resets and leaf: drawn anew at each reset, recomputed in
+function of `key`, number of resets and leaf: drawn again at each reset, recomputed in
 between (a random number for each entry kept), never stored. The state is `(m, k)`, so
 its rows shard as the parameter's do.
 
 Held against the authors' code, TianjinYellow/SPAM-Optimizer at commit e8185fb.
 Deviations:
 
-* where v is 0 nothing is clipped; theirs sets g to 0 there, so that an entry which is
-  silent through the first k-1 steps of a window (a rare token) is frozen to its end.
+* where v is 0 nothing is clipped; the authors' code sets g to 0 there, so that an entry
+  which is silent through the first k-1 steps of a window (a rare token) is frozen to
+  its end.
 * sparse momentum keeps the same number of entries in every row, at least one, and no
-  two of one run; theirs draws them from the whole matrix and keeps a dense mask.
-* decay is optax's, `lr (direction + wd p)`; theirs comes after the update, O(lr^2)
-  apart, and misses sparse leaves.
-* `reset_interval = 0` means never; theirs divides by it.
+  two of one run; the authors' code draws them from the whole matrix and keeps a dense
+  mask.
+* decay is optax's, `lr (direction + wd p)`; the authors' comes after the update,
+  O(lr^2) apart, and misses sparse leaves.
+* `reset_interval = 0` means never; the authors' code divides by it.
 * with `reset_interval = 1` every step is a reset: there is no momentum, nothing is
   clipped, and `s_t` stays at 0.01 if `warmup_steps` is above 0, from the first step on.
   That follows from the equations; it was not held against their code.

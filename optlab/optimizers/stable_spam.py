@@ -1,6 +1,6 @@
 """Stable-SPAM: Adam on gradients of steady maximum and norm, with moment resets.
 
-For every tensor (a layer of its own where layers are stacked) with gradient `g` at step
+For every tensor (each layer where layers are stacked) with gradient `g` at step
 `t = 1, 2, ...`, with `T = reset_interval`::
 
     q = g3 q + (1-g3) max|g| ;  qhat = q/(1-g3^t)
@@ -17,11 +17,12 @@ With `total_steps`, `g1` and `b1` of step `t` are the given ones times
 Held against the authors' code, TianjinYellow/StableSPAM at commit 6a66da1, before its
 first reset. Deviations:
 
-* the reset comes before the step's moments; theirs uses the old ones once more.
-* AdaClip and AdaGN count all steps; theirs share Adam's count, which a reset sets
-  back, and that inflates `qhat` through most of each window.
-* with `total_steps`, `g1` and `b1` stay at half from step `total_steps + 1` on; theirs
-  follow the cosine up again.
+* the reset comes before the step's moments; the authors' code uses the old ones once
+  more.
+* AdaClip and AdaGN count all steps; in the authors' code they share Adam's count, which
+  a reset sets back, and that inflates `qhat` through most of each window.
+* with `total_steps`, `g1` and `b1` stay at half from step `total_steps + 1` on; in the
+  authors' code they follow the cosine up again.
 * the norm that `mu` and `nu` take is at most 5e18 (in float32), so that they recover.
 
 References:

@@ -1,9 +1,12 @@
 """The scripts that start a training on many hosts: dry runs, and what is missing."""
 
+import itertools
 import os
 import pathlib
+import re
 import shlex
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -109,6 +112,51 @@ def test_a_kubernetes_job_finds_its_process_zero():
     assert (flags["num_processes"], flags["process_id"]) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NAME", 'a"b'),
+        ("NAME", "Optlab"),
+        ("CLAIM", "a b"),
+        ("IMAGE", 'r/optlab:1"'),
+        ("IMAGE", "$NAME"),
+        ("PODS", "two"),
+        ("PODS", "0"),
+        ("GPUS", "8 "),
+    ],
+)
+def test_kubernetes_gets_no_value_that_its_manifest_cannot_quote(name, value):
+    given = VARIABLES["kubernetes.sh"] | {name: value, "DRY_RUN": "1"}
+    done = bash("kubernetes.sh", *WORDS, **given)
+    assert done.returncode == 2 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {name}: given '{value}', allowed ")
+
+
+def test_words_that_yaml_reads_as_something_else_stay_words():
+    given = VARIABLES["kubernetes.sh"] | {"NAME": "on", "CLAIM": "1e3"}
+    done = bash("kubernetes.sh", "--a=no", 'x: "y" # \\', **given, DRY_RUN="1")
+    service, job = yaml.safe_load_all(done.stdout)
+    assert service["metadata"]["name"] == "on" == job["metadata"]["name"]
+    pod = job["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "1e3"}
+    assert pod["containers"][0]["args"][-2:] == ["--a=no", 'x: "y" # \\']
+
+
+def test_the_image_has_what_it_is_built_from():
+    text = pathlib.Path("Dockerfile").read_text()
+    groups = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
+    words = text.replace("\\\n", " ").split()
+    named = [b for a, b in itertools.pairwise(words) if a == "--group"]
+    assert named and set(named) <= set(groups["dependency-groups"])
+    for extra in groups["project"]["optional-dependencies"]:
+        assert re.search(rf"\b{extra}\b.*package=", text)
+    for line in text.splitlines():
+        if line.startswith("COPY"):
+            assert all(pathlib.Path(x).exists() for x in line.split()[1:-1])
+    assert "Dockerfile" in (PODS / "kubernetes.sh").read_text()
+
+
 @scripts
 def test_what_is_missing_is_named_in_one_line(script):
     given = VARIABLES[script]
@@ -124,5 +172,5 @@ def test_what_is_missing_is_named_in_one_line(script):
 
 
 @scripts
-def test_the_readme_shows_the_command(script):
-    assert str(PODS / script) in pathlib.Path("README.md").read_text()
+def test_the_documentation_shows_the_command(script):
+    assert str(PODS / script) in pathlib.Path("docs/pods.md").read_text()

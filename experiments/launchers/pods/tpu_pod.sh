@@ -5,8 +5,8 @@
 #       bash experiments/launchers/pods/tpu_pod.sh --config=configs/c4_llama.py \
 #       --workdir=/mnt/shared/runs/a --config.mesh.data=-1
 #
-# FOLDER holds the repository and its .venv on every host (`make .venv`, then
-# `.venv/bin/pip install "jax[tpu]"`); the workdir lies on a disk that they share.
+# FOLDER holds the repository and its .venv on every host, which `make .venv` makes with
+# what jax needs for the TPU; the workdir lies on a disk that they share.
 # --dry_run as the first word, or DRY_RUN=1, prints the command and runs nothing.
 needed="TPU_NAME ZONE PROJECT FOLDER"
 source "$(dirname "$0")/arguments.sh"

@@ -1,0 +1,1 @@
+"""What builds the pages that are not written by hand."""

@@ -1,0 +1,40 @@
+"""mkdocs' hooks: pages made from results, docstrings and notebooks."""
+
+import re
+
+from mkdocs.structure.files import File, Files
+
+from docs.site import methods, notebooks, numbers
+from docs.site.docstrings import ROOT
+
+_TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+_SHOWN = {".md", ".png", ".html", ".csv", ".jsonl"}
+
+
+def on_files(files: Files, config: object) -> Files:
+    """Adds the pages that have no file in `docs/`."""
+    made: dict[str, str | bytes] = {}
+    for name in methods.METHODS:
+        made[f"methods/{name}.md"] = methods.page(name)
+    for place, path in _TOP.items():
+        made[place] = (ROOT / path).read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text, pictures = notebooks.page(path)
+        made[f"notebooks/{path.stem}.md"] = text
+        made |= {f"notebooks/{name}": data for name, data in pictures.items()}
+    for path in sorted((ROOT / "results").rglob("*")):
+        if path.suffix in _SHOWN:
+            made[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+    for place, content in made.items():
+        files.append(File.generated(config, place, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: object, config: object, files: Files) -> str:
+    """Fills in tables; what lies outside of `docs/` has its place in the site too."""
+    for name, make in numbers.TABLES.items():
+        markdown = markdown.replace(f"<!-- table: {name} -->", make())
+    if page.file.src_uri.count("/") == 0:
+        markdown = re.sub(r"\]\(\.\./(results|notebooks)/", r"](\1/", markdown)
+        markdown = markdown.replace("(docs/", "(")
+    return markdown

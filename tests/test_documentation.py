@@ -1,0 +1,121 @@
+"""What the pages name exists: methods, numbers, pictures, commands, files, fields."""
+
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+
+import pytest
+
+from docs.site import docstrings, methods, notebooks, numbers
+from docs.site.pictures import PICTURES
+from experiments import config as configs
+from optlab import registry
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+pages = pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+
+
+def test_the_menu_has_every_method_and_every_notebook():
+    menu = (ROOT / "mkdocs.yml").read_text()
+    shown = set(re.findall(r"^ +- .*methods/(\w+)\.md$", menu, re.M)) - {"index"}
+    assert shown == set(methods.METHODS) <= set(registry.names())
+    found = set(re.findall(r"^ +- .*notebooks/(\w+)\.md$", menu, re.M))
+    assert found == {path.stem for path in ROOT.glob("notebooks/*.ipynb")}
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_page_has_all_its_parts(name):
+    text = methods.page(name)
+    parts = docstrings.of_method(registry.get(name).factory.__module__)
+    assert all(parts), parts
+    assert "```text" in parts.equations
+    assert "https://" in parts.references
+    for heading in ("The idea", "Use it", "Equations", "Defaults", "Arguments"):
+        assert f"\n## {heading}\n" in text
+    assert f">>> tx = optlab.{name}(" in text
+    assert "::" not in text.replace(":::", "").replace(" :: ", "")
+    assert not re.search(r":\w+:`|`_", text)
+
+
+def test_a_default_that_is_no_argument_is_refused(monkeypatch):
+    words = methods.METHODS["lion"]._replace(theirs={"beta": ("1", "1")})
+    monkeypatch.setitem(methods.METHODS, "lion", words)
+    with pytest.raises(ValueError, match="lion has no argument beta"):
+        methods.defaults_table("lion")
+
+
+def test_defaults_are_those_of_the_signature():
+    ours = inspect.signature(registry.get("cosmos").factory).parameters
+    assert f"| `rank` | 5% of the width | 64 | `{ours['rank'].default}` |" in (
+        methods.defaults_table("cosmos")
+    )
+
+
+def test_numbers_are_those_of_the_results():
+    found = numbers.best_rates()
+    assert {name for name, _ in found} == set(numbers.costs()) - {"optax_muon"}
+    losses: dict = {}
+    for row in numbers.rows(numbers.SWEEP / "results.csv"):
+        key = row["optimizer"], row["schedule"], float(row["learning_rate"])
+        losses.setdefault(key, []).append(float(row["val_loss"]))
+    for key, best in found.items():
+        values = losses[*key, best.rate]
+        assert len(values) == 3
+        assert best.loss == pytest.approx(sum(values) / 3, abs=1e-4)
+    assert len(numbers.comparison().splitlines()) == len(found) + 2
+
+
+def test_pictures_are_there_and_no_others():
+    stored = {path.stem for path in (ROOT / "docs" / "pictures").glob("*.png")}
+    assert stored == set(PICTURES)
+
+
+@pages
+def test_what_a_page_names_exists(path):
+    text = path.read_text()
+    for module in re.findall(r"-m ((?:experiments|tests|docs)[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
+    for file in re.findall(
+        r"(?<![\w/])(?:configs|experiments|tests|docs|optlab)/[\w/.]*\w", text
+    ):
+        assert (ROOT / file).exists(), file
+    targets = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for target in re.findall(r"(?:^    |`)make ([a-z.-]+)", text, re.M):
+        assert target in targets, target
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        beside, generated = path.parent / link, ROOT / link
+        known = link.removesuffix(".md").split("/")[-1] in methods.METHODS
+        assert beside.exists() or generated.exists() or known or _is_made(link), link
+
+
+def _is_made(link):
+    """Pages that are made from notebooks."""
+    return (ROOT / link).with_suffix(".ipynb").exists()
+
+
+@pages
+def test_a_pages_fields_are_those_of_a_config(path):
+    words = re.findall(r"--config\.[\w.]+=[\w./-]+", path.read_text())
+    sources = ROOT / "configs" / "stdlib_lm.py"
+    for word in words:
+        configs.load(str(sources), [word])
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=str)
+def test_notebooks_store_their_pictures(path):
+    text, pictures = notebooks.page(path)
+    assert pictures and all(name in text for name in pictures)
+    cells = json.loads(path.read_text())["cells"]
+    assert cells[0]["cell_type"] == "markdown"
+    assert not any(
+        output["output_type"] == "error" or output.get("name") == "stderr"
+        for cell in cells
+        for output in cell.get("outputs", [])
+    )
