@@ -16,6 +16,7 @@ from experiments.compiled import Program
 from optlab import sharding
 from optlab.registry import get, names
 from tests.sharded import (
+    IN_FLOAT32,
     ROLES,
     SHAPES,
     arrays,
@@ -77,9 +78,14 @@ def compiled(name, kind):
 def test_the_same_values_and_collectives_as_on_auto_axes(name):
     (moved, values, auto), (also, found, state) = (compiled(name, k) for k in KINDS)
     close(1e-6)(found, values)
-    assert Counter((c.kind, c.elements, c.trips) for c in moved) == Counter(
-        (c.kind, c.elements, c.trips) for c in also
+    before, after = (
+        Counter((c.kind, c.elements, c.trips) for c in each) for each in (moved, also)
     )
+    # A number that is reduced twice on Auto axes may be reduced once here.
+    assert after <= before
+    assert {k: n for k, n in after.items() if k[1] > 1} == {
+        k: n for k, n in before.items() if k[1] > 1
+    }
     for a, b in zip(*map(jax.tree.leaves, (auto, state)), strict=True):
         assert b.sharding.mesh.axis_types == (AxisType.Explicit,)
         assert a.sharding.spec == b.sharding.spec and a.dtype == b.dtype
@@ -115,21 +121,22 @@ def test_inside_a_mesh_in_force_and_without_jit():
     params, spread = place(mesh, rules, values), place(mesh, rules, grads)
     tx = make("cosmos", distribute=sharding.over_mesh(mesh, "data"))
     updates, _ = tx.update(spread, sharding.init_state(tx, params), params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
     with jax.set_mesh(mesh):
         state = sharding.init_state(tx, params)
         updates, _ = jax.jit(tx.update)(spread, state, params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
     # Where it is not said how the work is spread, the compiler spreads it.
     updates, _ = jax.jit(one.update)(spread, one.init(params), params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
 
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_on_a_named_axis(size):
     mesh = mesh_of("explicit")
     params, grads = arrays(SHAPES), arrays(SHAPES, seed=1)
-    tx = make("soap", distribute=sharding.over_axis("data", size))
+    own = IN_FLOAT32["soap"]
+    tx = make("soap", distribute=sharding.over_axis("data", size), **own)
     kept = sharding.state_specs(tx, params, jax.tree.map(lambda _: P(), params))
     step = jax.shard_map(
         tx.update,
@@ -140,7 +147,7 @@ def test_on_a_named_axis(size):
     )
     state = jax.device_put(tx.init(params), sharding.to_shardings(mesh, kept))
     everywhere = NamedSharding(mesh, P())
-    one = make("soap")
+    one = make("soap", **own)
     expected, alone = params, one.init(params)
     for _ in range(2):
         given = jax.device_put((grads, params), everywhere)
