@@ -24,6 +24,7 @@ from tests.sharded import (
     make,
     place,
     stepper,
+    together,
 )
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -43,30 +44,34 @@ def wrapped(tx):
 
 
 def everything(kind):
-    """Every entry and some wrappers by name, and where their work is spread."""
+    """Every entry and some wrappers, by the name of the case and of the entry.
+
+    Those without matrix work share a program.
+    """
     spread = sharding.over_mesh(mesh_of(kind), "data")
-    txs = {name: make(name, distribute=spread) for name in names()}
+    cases = {name: {name: make(name, distribute=spread)} for name in APART}
+    cases["others"] = {name: make(name) for name in names() if name not in APART}
     outliers = optlab.clip_outliers(0.9, roles=ROLES, distribute=spread)
-    txs["outliers"] = optax.chain(outliers, make("adamw"))
-    txs["noise"] = optlab.noise_adaptive(
-        make("muon", distribute=spread), roles=ROLES, distribute=spread
-    )
-    txs["wrapped"] = wrapped(make("root", distribute=spread))
-    return txs
+    cases["outliers"] = {"adamw": optax.chain(outliers, make("adamw"))}
+    inner = make("muon", distribute=spread)
+    noise = optlab.noise_adaptive(inner, roles=ROLES, distribute=spread)
+    cases["noise"] = {"muon": noise}
+    cases["wrapped"] = {"root": wrapped(make("root", distribute=spread))}
+    return cases
 
 
 CASES = list(everything("auto"))
 
 
-def compiled(name, kind):
-    """The step on that mesh: its text, and what two steps of it give."""
-    tx, mesh = everything(kind)[name], mesh_of(kind)
+def compiled(case, kind):
+    """The step on that mesh: what moves in it, and what two steps of it give."""
+    txs, mesh = everything(kind)[case], mesh_of(kind)
     rules = sharding.fsdp_rules(mesh)
     params = place(mesh, rules, arrays(SHAPES))
-    state = sharding.init_state(tx, params)
+    state = {name: sharding.init_state(tx, params) for name, tx in txs.items()}
+    params = dict.fromkeys(txs, params)
     layouts = jax.tree.map(lambda x: x.sharding, (params, state))
-    entry = name if name in names() else "adamw"
-    step = jax.jit(stepper(entry, tx), out_shardings=layouts)
+    step = jax.jit(together(txs), out_shardings=layouts)
     grads = [place(mesh, rules, arrays(SHAPES, seed=seed)) for seed in (1, 2)]
     program = step.lower(grads[0], state, params).compile()
     for each in grads:
