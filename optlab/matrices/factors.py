@@ -34,13 +34,14 @@ def plan_of(params: Any, views: Any, distribute: Any) -> tuple[Bucket, ...]:
       whose first stack axis the devices divide.
     """
     size = getattr(distribute, "size", None)
-    if size is None:
+    lives_by_stack = getattr(distribute, "lives_by_stack", None)
+    if size is None or lives_by_stack is None:
         return ()
     groups: dict[Any, list[Any]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = jax.tree.leaves(views, is_leaf=_is_view)
     for (path, leaf), view in zip(leaves, flat, strict=True):
-        if not distribute.lives_by_stack((*view.stack, 1)[0]):
+        if not lives_by_stack((*view.stack, 1)[0]):
             alike = (view.stack, view.m, view.n, at_least_float32(leaf.dtype))
             groups.setdefault(alike, []).append(tuple(path))
     plan = (Bucket(tuple(paths), stack, 0) for (stack, *_), paths in groups.items())

@@ -35,8 +35,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
 
     Axes are `AxisType.Auto`. Optimizers work as well on jax's default, Explicit, but a
     model's products of matrices that are cut up may raise there. Devices are ordered
-    for the machine's links by jax. An axis called
-    `slice` goes over pods (or hosts): its neighbours are as far apart as they can be.
+    for the machine's links by jax. An axis called `slice` goes over pods (or hosts):
+    its neighbours are as far apart as they can be.
 
     Args:
       axes: sizes by name, outermost first; one may be -1 for all remaining devices.
@@ -207,8 +207,8 @@ def state_specs(
     are when they are worked on, if `distribute` divides that axis, or else over its
     rows or columns; without `distribute`, as the parameter's stack axis is. Factors
     that are kept by bucket are split over the bucket's matrices. What `tx` was made
-    with counts, method by method, and is found here. Numbers, one a layer, and
-    what belongs to no parameter are replicated.
+    with counts, method by method, and is found here. Numbers, one a layer, and what
+    belongs to no parameter are replicated.
 
     Args:
       tx: any optax transformation, wrapped in any others.
@@ -247,12 +247,10 @@ def state_specs(
 
 
 def _bucket_spec(slices: int, distribute: Any) -> P:
-    """Where a bucket of so many matrices and places of padding lies."""
-    if isinstance(distribute, OverMesh | OverAxis) and distribute.lives_by_stack(
-        slices
-    ):
-        return P(distribute.axes)
-    return P()
+    """Where a bucket of so many matrices lies, padding included."""
+    ours = isinstance(distribute, OverMesh | OverAxis)
+    even = ours and distribute.lives_by_stack(slices)
+    return P(distribute.axes) if even else P()
 
 
 def _factor_spec(

@@ -16,6 +16,7 @@ from experiments.compiled import Program
 from optlab import sharding
 from optlab.registry import get, names
 from tests.sharded import (
+    IN_FLOAT32,
     ROLES,
     SHAPES,
     arrays,
@@ -23,6 +24,7 @@ from tests.sharded import (
     make,
     place,
     stepper,
+    together,
 )
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -42,30 +44,34 @@ def wrapped(tx):
 
 
 def everything(kind):
-    """Every entry and some wrappers by name, and where their work is spread."""
+    """Every entry and some wrappers, by the name of the case and of the entry.
+
+    Those without matrix work share a program.
+    """
     spread = sharding.over_mesh(mesh_of(kind), "data")
-    txs = {name: make(name, distribute=spread) for name in names()}
+    cases = {name: {name: make(name, distribute=spread)} for name in APART}
+    cases["others"] = {name: make(name) for name in names() if name not in APART}
     outliers = optlab.clip_outliers(0.9, roles=ROLES, distribute=spread)
-    txs["outliers"] = optax.chain(outliers, make("adamw"))
-    txs["noise"] = optlab.noise_adaptive(
-        make("muon", distribute=spread), roles=ROLES, distribute=spread
-    )
-    txs["wrapped"] = wrapped(make("root", distribute=spread))
-    return txs
+    cases["outliers"] = {"adamw": optax.chain(outliers, make("adamw"))}
+    inner = make("muon", distribute=spread)
+    noise = optlab.noise_adaptive(inner, roles=ROLES, distribute=spread)
+    cases["noise"] = {"muon": noise}
+    cases["wrapped"] = {"root": wrapped(make("root", distribute=spread))}
+    return cases
 
 
 CASES = list(everything("auto"))
 
 
-def compiled(name, kind):
-    """The step on that mesh: its text, and what two steps of it give."""
-    tx, mesh = everything(kind)[name], mesh_of(kind)
+def compiled(case, kind):
+    """The step on that mesh: what moves in it, and what two steps of it give."""
+    txs, mesh = everything(kind)[case], mesh_of(kind)
     rules = sharding.fsdp_rules(mesh)
     params = place(mesh, rules, arrays(SHAPES))
-    state = sharding.init_state(tx, params)
+    state = {name: sharding.init_state(tx, params) for name, tx in txs.items()}
+    params = dict.fromkeys(txs, params)
     layouts = jax.tree.map(lambda x: x.sharding, (params, state))
-    entry = name if name in names() else "adamw"
-    step = jax.jit(stepper(entry, tx), out_shardings=layouts)
+    step = jax.jit(together(txs), out_shardings=layouts)
     grads = [place(mesh, rules, arrays(SHAPES, seed=seed)) for seed in (1, 2)]
     program = step.lower(grads[0], state, params).compile()
     for each in grads:
@@ -77,9 +83,14 @@ def compiled(name, kind):
 def test_the_same_values_and_collectives_as_on_auto_axes(name):
     (moved, values, auto), (also, found, state) = (compiled(name, k) for k in KINDS)
     close(1e-6)(found, values)
-    assert Counter((c.kind, c.elements, c.trips) for c in moved) == Counter(
-        (c.kind, c.elements, c.trips) for c in also
+    before, after = (
+        Counter((c.kind, c.elements, c.trips) for c in each) for each in (moved, also)
     )
+    # A number that is reduced twice on Auto axes may be reduced once here.
+    assert after <= before
+    assert {k: n for k, n in after.items() if k[1] > 1} == {
+        k: n for k, n in before.items() if k[1] > 1
+    }
     for a, b in zip(*map(jax.tree.leaves, (auto, state)), strict=True):
         assert b.sharding.mesh.axis_types == (AxisType.Explicit,)
         assert a.sharding.spec == b.sharding.spec and a.dtype == b.dtype
@@ -115,21 +126,22 @@ def test_inside_a_mesh_in_force_and_without_jit():
     params, spread = place(mesh, rules, values), place(mesh, rules, grads)
     tx = make("cosmos", distribute=sharding.over_mesh(mesh, "data"))
     updates, _ = tx.update(spread, sharding.init_state(tx, params), params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
     with jax.set_mesh(mesh):
         state = sharding.init_state(tx, params)
         updates, _ = jax.jit(tx.update)(spread, state, params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
     # Where it is not said how the work is spread, the compiler spreads it.
     updates, _ = jax.jit(one.update)(spread, one.init(params), params)
-    close(1e-6)(jax.device_get(updates), expected)
+    close(1e-5)(jax.device_get(updates), expected)
 
 
 @pytest.mark.parametrize("size", [None, 8])
 def test_on_a_named_axis(size):
     mesh = mesh_of("explicit")
     params, grads = arrays(SHAPES), arrays(SHAPES, seed=1)
-    tx = make("soap", distribute=sharding.over_axis("data", size))
+    own = IN_FLOAT32["soap"]
+    tx = make("soap", distribute=sharding.over_axis("data", size), **own)
     kept = sharding.state_specs(tx, params, jax.tree.map(lambda _: P(), params))
     step = jax.shard_map(
         tx.update,
@@ -140,7 +152,7 @@ def test_on_a_named_axis(size):
     )
     state = jax.device_put(tx.init(params), sharding.to_shardings(mesh, kept))
     everywhere = NamedSharding(mesh, P())
-    one = make("soap")
+    one = make("soap", **own)
     expected, alone = params, one.init(params)
     for _ in range(2):
         given = jax.device_put((grads, params), everywhere)
