@@ -20,7 +20,7 @@ ORDER = [
 # The same within a room whose files stand on one another.
 INSIDE = {
     "roles": "kinds names default trees",
-    "matrices": "coefficients linalg kl quantiles orthogonalize buckets norms",
+    "matrices": "lowbit coefficients linalg kl quantiles orthogonalize buckets norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
 }
