@@ -139,7 +139,7 @@ def small_state(
                 zip(leaves, kinds(state, params), strict=True)
             )
         ]
-        codes, scales = zip(*pairs, strict=True)
+        codes, scales = ([pair[k] for pair in pairs] for k in (0, 1))
         return treedef.unflatten(codes), treedef.unflatten(scales)
 
     def wide(state: SmallStateState, params: Any, like: Any) -> Any:

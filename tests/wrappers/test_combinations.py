@@ -70,10 +70,13 @@ def test_what_is_not_of_this_library_says_whether_it_descends():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
         *(ours, theirs),
     )
-    hidden = optlab.cautious(optax.lookahead(optlab.sgd(1e-2), 2, 0.5))
-    both = optax.LookaheadParams.init_synced(PARAMS)
+    sgd = optlab.sgd(1e-2)
+    closed = optax.GradientTransformation(
+        sgd.init, lambda g, s, p=None: sgd.update(g, s, p)
+    )
+    hidden = optlab.cautious(closed)
     with pytest.raises(ValueError, match="passes no extra arguments on"):
-        hidden.update(PARAMS, hidden.init(both), both)
+        hidden.update(PARAMS, hidden.init(PARAMS), PARAMS)
 
 
 def test_silent_rows_do_not_make_the_others_larger_with_live():
