@@ -64,7 +64,7 @@ def small_state(
 
     Example:
       >>> import optlab
-      >>> tx = optlab.small_state(optlab.adamw(1e-3))
+      >>> tx = optlab.small_state(optlab.lion(1e-4))
 
     Args:
       tx: an optimizer or a transform.
@@ -219,7 +219,7 @@ def split_weights(
     Example:
       >>> import jax, jax.numpy as jnp, optax, optlab
       >>> params = {"w": jnp.full((4, 3), 1.001)}
-      >>> tx = optlab.split_weights(optlab.adamw(1e-5))
+      >>> tx = optlab.split_weights(optlab.lion(1e-5))
       >>> state = tx.init(params)
       >>> params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
       >>> updates, state = tx.update(params, state, params)

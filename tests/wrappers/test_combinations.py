@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optlab
+from optlab.registry import adamw, sgd
 from tests.conformance import ROLES, zoo
 
 PARAMS = {"embed": jnp.ones((5, 4)), "w": jnp.cos(jnp.arange(24.0)).reshape(4, 6)}
@@ -64,15 +65,15 @@ def test_the_direction_is_masked_wherever_it_is_made():
 
 
 def test_what_is_not_of_this_library_says_whether_it_descends():
-    ours = two_steps(optlab.cautious(optlab.adamw(1e-2, b2=0.999)))
+    ours = two_steps(optlab.cautious(adamw(1e-2, b2=0.999)))
     theirs = two_steps(optlab.cautious(optax.adam(1e-2), descends=True))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
         *(ours, theirs),
     )
-    sgd = optlab.sgd(1e-2)
+    inner = sgd(1e-2)
     closed = optax.GradientTransformation(
-        sgd.init, lambda g, s, p=None: sgd.update(g, s, p)
+        inner.init, lambda g, s, p=None: inner.update(g, s, p)
     )
     hidden = optlab.cautious(closed)
     with pytest.raises(ValueError, match="passes no extra arguments on"):
@@ -84,7 +85,7 @@ def test_silent_rows_do_not_make_the_others_larger_with_live():
     params = {"embed": jnp.ones((100, 4))}
     sizes = {}
     for rescale in ("mean", "live", "none"):
-        tx = optlab.cautious(optlab.sgd(1.0, momentum=0.0), rescale=rescale)
+        tx = optlab.cautious(sgd(1.0, momentum=0.0), rescale=rescale)
         updates, _ = tx.update(silent, tx.init(params), params)
         sizes[rescale] = -float(updates["embed"][0, 0])
     np.testing.assert_allclose(

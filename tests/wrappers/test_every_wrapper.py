@@ -12,7 +12,7 @@ import pytest
 
 import optlab
 from optlab import directions, sharding
-from optlab.registry import get, names
+from optlab.registry import adamw, get, names
 from tests.conformance import ON_SPHERES, SMALLER, extras
 
 SHAPES = {"embed": (8, 8), "layers": {"kernel": (8, 8, 16)}, "norm": {"scale": (8,)}}
@@ -161,14 +161,14 @@ def test_eight_devices_agree_and_a_restart_is_the_same_to_the_bit(name, tmp_path
 
 # Wrapper -> bytes of its state for a matrix of 64x48 and a vector of 48 in float32.
 SIZES = {
-    "adamw": (lambda: optlab.adamw(1e-2), 8, 8),
+    "adamw": (lambda: adamw(1e-2), 8, 8),
     "small adamw": (
-        lambda: optlab.small_state(optlab.adamw(1e-2)),
+        lambda: optlab.small_state(adamw(1e-2)),
         2 * (1 + 4 / 48),
         2 * (1 + 4 / 48),
     ),
     "bfloat16 adamw": (
-        lambda: optlab.small_state(optlab.adamw(1e-2), "bfloat16"),
+        lambda: optlab.small_state(adamw(1e-2), "bfloat16"),
         4,
         4,
     ),
@@ -176,9 +176,9 @@ SIZES = {
         lambda: optlab.small_state(optlab.lion(1e-2), scale_dtype=jnp.float32),
         *(1 + 8 / 48, 1 + 8 / 48),
     ),
-    "split adamw": (lambda: optlab.split_weights(optlab.adamw(1e-2)), 9, 9),
+    "split adamw": (lambda: optlab.split_weights(adamw(1e-2)), 9, 9),
     "split small adamw": (
-        lambda: optlab.split_weights(optlab.small_state(optlab.adamw(1e-2)), bits=16),
+        lambda: optlab.split_weights(optlab.small_state(adamw(1e-2)), bits=16),
         *(2 + 2 * (1 + 4 / 48), 2 + 2 * (1 + 4 / 48)),
     ),
     "normuon": (lambda: optlab.normuon(1e-2), 4 + 4 / 64, 8),

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optlab
+from optlab.registry import adamw, sgd
 
 PARAMS = {"w": jnp.ones((4, 3)), "bias": jnp.ones(3)}
 WINDOW = 8
@@ -46,7 +47,7 @@ CASES = {
 def test_a_jump_is_skipped_and_nothing_else(case):
     sizes, expected = CASES[case]
     rate = optax.linear_schedule(1.0, 0.0, 100)
-    tx = optlab.skip_spikes(optlab.adamw(rate), window=WINDOW)
+    tx = optlab.skip_spikes(adamw(rate), window=WINDOW)
     found = run(tx, sizes)
     before = None
     for i, (norm, state) in enumerate(found):
@@ -65,9 +66,7 @@ def test_a_jump_is_skipped_and_nothing_else(case):
 
 
 def test_a_jump_is_scaled_down_to_the_bound():
-    tx = optlab.skip_spikes(
-        optlab.sgd(1.0, momentum=0.0), window=WINDOW, action="scale"
-    )
+    tx = optlab.skip_spikes(sgd(1.0, momentum=0.0), window=WINDOW, action="scale")
     sizes = [1.0] * 6 + [50.0, np.nan]
     found = run(tx, sizes)
     root = np.sqrt(15)
@@ -78,7 +77,7 @@ def test_a_jump_is_scaled_down_to_the_bound():
 
 
 def test_a_jump_of_the_loss_is_skipped_and_the_loss_is_asked_for():
-    tx = optlab.skip_spikes(optlab.sgd(1.0), window=WINDOW, watch="loss")
+    tx = optlab.skip_spikes(sgd(1.0), window=WINDOW, watch="loss")
     values = [2.0, 2.1, 1.9, 2.0, 2.0, 9.0, np.nan, 2.0]
     found = run(tx, [1.0] * 8, values)
     assert [norm == 0 for norm, _ in found] == [i in (5, 6) for i in range(8)]
@@ -91,4 +90,4 @@ def test_a_jump_of_the_loss_is_skipped_and_the_loss_is_asked_for():
 )
 def test_arguments_out_of_range_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        optlab.skip_spikes(optlab.sgd(1.0), **bad)
+        optlab.skip_spikes(sgd(1.0), **bad)

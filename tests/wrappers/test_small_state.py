@@ -8,6 +8,7 @@ import pytest
 
 import optlab
 from optlab.matrices import lowbit
+from optlab.registry import adamw, sgd
 
 
 def test_rounding_at_random_has_the_number_for_its_mean():
@@ -22,7 +23,7 @@ def test_rounding_at_random_has_the_number_for_its_mean():
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
-@pytest.mark.parametrize("inner", [optlab.adamw, optax.adamw, optlab.lion, optlab.muon])
+@pytest.mark.parametrize("inner", [adamw, optax.adamw, optlab.lion, optlab.muon])
 def test_steps_stay_near_those_of_full_moments(inner, dtype):
     """Over gradients of very different sizes, of which some fall silent."""
     tx = inner(1e-2)
@@ -55,7 +56,7 @@ def test_steps_stay_near_those_of_full_moments(inner, dtype):
 
 def test_a_second_moment_does_not_become_zero_beside_a_large_one():
     """Its entry has no gradient any more, and a momentum to step by."""
-    tx = optlab.small_state(optlab.adamw(1.0, b1=0.9, b2=0.999))
+    tx = optlab.small_state(adamw(1.0, b1=0.9, b2=0.999))
     params = {"w": jnp.zeros((1, 32))}
     state = tx.init(params)
     first = jnp.full((1, 32), 1e-4).at[0, 0].set(1.0)
@@ -79,7 +80,7 @@ def test_moments_are_found_by_name_and_asked_for():
 @pytest.mark.parametrize(("bits", "bound"), [(8, 1e-4), (16, 1e-6)])
 def test_small_steps_add_up_in_what_bfloat16_leaves(bits, bound):
     start = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (5, 7)), jnp.float32)
-    tx = optlab.split_weights(optlab.sgd(1.0, momentum=0.0), bits=bits)
+    tx = optlab.split_weights(sgd(1.0, momentum=0.0), bits=bits)
     state = tx.init({"w": start})
     params = {"w": start.astype(jnp.bfloat16)}
     update = jax.jit(tx.update)
