@@ -62,6 +62,8 @@ from optlab.wrappers.noise import noise_adaptive as noise_adaptive
 from optlab.wrappers.outliers import clip_outliers as clip_outliers
 from optlab.wrappers.skip import skip_spikes as skip_spikes
 from optlab.wrappers.skip import skipped_steps as skipped_steps
+from optlab.wrappers.small_state import small_state as small_state
+from optlab.wrappers.small_state import split_weights as split_weights
 from optlab.wrappers.spikes import clip_spikes as clip_spikes
 from optlab.wrappers.spikes import reset_every as reset_every
 

@@ -46,22 +46,33 @@ MATRICES = {
 # The transform that has to hold state for the hidden matrices, where its name is not
 # the entry's own.
 OWN_TRANSFORM = {
+    "adam_h": "hyperball",
     "adamw": "adam",
+    "cosmos_h": "hyperball",
     "lanton": "noiseadaptive",
+    "muon_h": "hyperball",
+    "normuon": "normalizeneurons",
     "scion": "lmo",
     "sgd": "trace",
+    "soap_h": "hyperball",
     "stable_spam": "stablespam",
 }
 
 # Arguments that change what the state holds: an entry of the registry, and these.
 VARIANTS = {
     "lanton, paired": ("lanton", {"noise": "paired"}),
+    "soap, kl": ("soap", {"factors": "kl"}),
     "soap, one_sided": ("soap", {"one_sided": True}),
+    "soap_h, kl": ("soap_h", {"factors": "kl"}),
     "spam, density 0.25": ("spam", {"density": 0.25}),
 }
 
 # Defaults that are made for larger models than the zoo.
 SMALLER = {"scion": {"hidden_radius": 1.0, "embedding_radius": 6.0}}
+
+
+# Those that step from the parameters, whose updates depend on them.
+ON_SPHERES = {"adam_h", "cosmos_h", "muon_h", "soap_h"}
 
 
 def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):

@@ -22,7 +22,7 @@ SHAPES = {
 FEW = {k: v for k, v in SHAPES.items() if k != "odd"}
 ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
 # There SOAP divides rounding by rounding in null spaces, but for its eps.
-IN_FLOAT32 = {"soap": {"eps": 1e-3}}
+IN_FLOAT32 = {"soap": {"eps": 1e-3}, "soap_h": {"eps": 1e-3}}
 SEEDS = (1, 2, 3)  # of the gradients of each step
 
 # Name -> mesh, axes of the matrix work, rules.

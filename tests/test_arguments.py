@@ -20,9 +20,11 @@ ROOM_FOR_NONE = {
     "chunk_bytes",
     "distribute",
     "embedding_scale",
+    "initial_eigenvalue",
     "mu_dtype",
     "ns_coeffs",
     "ns_dtype",
+    "shampoo_beta",
     "total_steps",
     "weight_decay_mask",
 }

@@ -178,7 +178,7 @@ def test_stacked_layers_equal_separate_ones(name):
 def test_the_program_does_not_grow_with_depth(name):
     def size(depth):
         shapes = {"up": (depth, 8, 24), "down": (depth, 24, 8)}
-        params = {"layers": {k: jnp.zeros(s) for k, s in shapes.items()}}
+        params = {"layers": {k: jnp.ones(s) for k, s in shapes.items()}}
         tx = make(name)
         grads, state = jax.eval_shape(lambda: (params, tx.init(params)))
         needed = extras(name, params)

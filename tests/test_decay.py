@@ -10,7 +10,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ROLES, make
+from tests.conformance import ON_SPHERES, ROLES, make
 
 PARAMS = {
     "bias": jnp.ones(4),
@@ -40,6 +40,11 @@ def kernel(params):
 
 @pytest.mark.parametrize("name", names())
 def test_the_table_has_the_decay_that_the_optimizer_has(name):
+    if name in ON_SPHERES:
+        vectors = {**NONE, "bias": 0.5, "embed": 0.5, "layers/bias": 0.5}
+        assert decays(make(name)) == NONE
+        assert decays(make(name, adam_weight_decay=0.5)) == vectors
+        return
     if "weight_decay" not in inspect.signature(get(name).factory).parameters:
         assert decays(make(name)) == dict.fromkeys(NONE, 1.0)  # Scion's shrinking.
         assert decays(make(name, constrained=False)) == NONE
@@ -127,7 +132,9 @@ def test_the_column_prints_the_weight():
 def test_matrices_in_one_word_decay_and_vectors_do_not(name):
     params = {"norm": {"scale": jnp.ones(3)}, "embed": jnp.ones((4, 3))}
     grads = jax.tree.map(jnp.zeros_like, params)
-    tx = make(name, 0.1, weight_decay=0.5, weight_decay_mask="matrices", roles=ROLES)
+    decay = "adam_weight_decay" if name in ON_SPHERES else "weight_decay"
+    own = {decay: 0.5, "weight_decay_mask": "matrices", "roles": ROLES}
+    tx = make(name, 0.1, **own)
     needed = {"hessian_diag": grads} if get(name).needs else {}
     state = tx.init(params)
     for _ in range(2):  # SOAP decays from the second call on.

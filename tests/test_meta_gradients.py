@@ -41,7 +41,7 @@ def params():
         "wide/kernel": (3, 5),
     }
     made = {k: jnp.asarray(rng.standard_normal(shape)) for k, shape in shapes.items()}
-    return {**made, "dead/kernel": jnp.zeros((5, 3))}
+    return {**made, "dead/kernel": jnp.ones((5, 3))}
 
 
 def loss(p):

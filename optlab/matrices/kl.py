@@ -70,9 +70,14 @@ def _whitened(
     sides = _sides(bases, g)
     by_right = product(g, bases[1]) if sides[1] else g
     by_left = product(bases[0].mT, g) if sides[0] else g
-    roots = map(safe_sqrt, values)
+    roots = map(safe_sqrt, map(_positive, values))
     by_left, by_right = (x / r for x, r in zip((by_left, by_right), roots, strict=True))
     return _products(by_right, by_left, sides)
+
+
+def _positive(values: jax.Array) -> jax.Array:
+    """Eigenvalues to divide by; what fills up a stack on a mesh has none."""
+    return jnp.where(values > 0, values, 1.0)
 
 
 def _mean(x: jax.Array, side: int, active: bool) -> jax.Array:
@@ -140,7 +145,8 @@ def kl_directions(
             for a, term in zip(grams, _whitened(g, bases, values), strict=True)
         )
         seen = (
-            beta * own + (1 - beta) * _mean(jnp.square(projected) / other, side, active)
+            beta * own
+            + (1 - beta) * _mean(jnp.square(projected) / _positive(other), side, active)
             for side, (own, other, active) in enumerate(
                 zip(values, values[::-1], sides, strict=True)
             )

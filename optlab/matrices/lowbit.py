@@ -39,7 +39,7 @@ def quantize(
     Returns:
       The codes `(..., n)` and the scales `(..., ceil(n / group_size))`.
     """
-    grouped, _ = _groups(jnp.atleast_1d(x.astype(jnp.float32)), group_size)
+    grouped, n = _groups(jnp.atleast_1d(x.astype(jnp.float32)), group_size)
     values = jnp.sqrt(grouped) if sqrt else grouped
     largest = jnp.max(jnp.abs(values), -1, keepdims=True)
     scale = jnp.maximum(largest, jnp.float32(1e-12))
@@ -49,7 +49,7 @@ def quantize(
     if least:
         codes = jnp.where(grouped > 0, jnp.maximum(codes, least), codes)
     codes = codes.astype(jnp.int8 if signed else jnp.uint8)
-    flat = codes.reshape(*codes.shape[:-2], -1)[..., : max(1, *x.shape[-1:])]
+    flat = codes.reshape(*codes.shape[:-2], -1)[..., :n]
     return flat.reshape(x.shape), scale[..., 0].astype(scale_dtype)
 
 

@@ -89,7 +89,7 @@ def muon_h(
     return matrix_optimizer(direction, learning_rate, options, step=hyperball)
 
 
-@_takes
+@takes(MatrixOptions, without=("weight_decay", "distribute"), adam_weight_decay=0.0)
 def adam_h(
     learning_rate: Rate,
     *,
@@ -116,8 +116,8 @@ def adam_h(
     checks.fraction(b1=b1, b2=b2)
     checks.non_negative(eps=eps)
 
-    def direction(*, mu_dtype: Any, **spread: Any) -> optax.GradientTransformation:
-        checks.distribution(spread["distribute"])
+    def direction(*, mu_dtype: Any, roles: Any) -> optax.GradientTransformation:
+        del roles
         return scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
 
     return matrix_optimizer(direction, learning_rate, options, step=hyperball)

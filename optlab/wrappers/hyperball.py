@@ -117,11 +117,13 @@ def hyperball(
         def step(path, w, u, r):
             axes = axes_of(path, w)
             r = jnp.expand_dims(r, axes)
-            length = jnp.maximum(frobenius_norm(u, axes, keepdims=True), eps)
-            new = w - (rate * r / length) * u
+            length = frobenius_norm(u, axes, keepdims=True)
+            new = w - (rate * r / jnp.maximum(length, eps)) * u
             norm = frobenius_norm(new, axes, keepdims=True)
+            # Without a step the weights stay, to the bit.
+            stays = (norm == 0) | (rate * length == 0)
             back = r / jnp.where(norm == 0, 1.0, norm)
-            return jnp.where(norm == 0, 0.0, new * back - w)
+            return jnp.where(stays, 0.0, new * back - w)
 
         steps = jax.tree_util.tree_map_with_path(step, params, directions, state.radius)
         return steps, HyperballState(state.count + 1, state.radius, inner_state)

@@ -14,15 +14,20 @@ from tests.experiments.conftest import small_arguments
 # the method has another for the other leaves, of these.
 RATES = {
     "adahessian": (0.1, None),
+    "adam_h": (0.02, 0.01),
     "adamw": (0.01, None),
     "cosmos": (0.01, 0.01),
+    "cosmos_h": (0.02, 0.01),
     "lanton": (0.02, None),
     "lion": (0.003, None),
     "muon": (0.02, 0.01),
+    "muon_h": (0.02, 0.01),
+    "normuon": (0.02, 0.01),
     "root": (0.02, 0.01),
     "scion": (0.001, None),
     "sgd": (0.5, None),
     "soap": (0.01, 0.01),
+    "soap_h": (0.02, 0.01),
     "spam": (0.01, None),
     "stable_spam": (0.01, None),
 }
