@@ -4,17 +4,27 @@ Names are looked up when a config is checked, so that a config file may register
 own first.
 """
 
+import hashlib
+import os
+import pathlib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
+import experiments
 import optlab
 from experiments import data, models, tasks
 from experiments.arguments import Arguments, arguments_of
 from experiments.errors import UserError, nearest
 from experiments.schedules import SCHEDULES
+from optlab.origins import file_of
+
+# Where the project's own factories are written.
+_ROOTS = [
+    pathlib.Path(os.path.realpath(x.__file__)).parent for x in (experiments, optlab)
+]
 
 # Arguments of an optimizer's factory that the runner gives by itself.
 SUPPLIED = (
@@ -90,6 +100,25 @@ def arguments(field: str, name: str) -> Arguments:
       UserError: if there is no such name.
     """
     return arguments_of(factory(field, name), _CHOICES[field].supplied)
+
+
+def own_files(config: ml_collections.ConfigDict) -> dict[str, dict[str, str]]:
+    """What config.json has of the files beside this project that a config draws on.
+
+    No commit of the project tells of them.
+
+    Returns:
+      `own_files`, the sha256 of each; {} if there are none.
+    """
+    fields = [field for section in FIELDS.values() for field in section]
+    made = {file_of(factory(field, _value(config, field))) for field in fields}
+    own = {}
+    for path in sorted(made):
+        inside = any(pathlib.Path(path).is_relative_to(root) for root in _ROOTS)
+        if not inside and os.path.isfile(path):
+            with open(path, "rb") as file:
+                own[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"own_files": own} if own else {}
 
 
 def section_arguments(config: ml_collections.ConfigDict, section: str) -> Arguments:

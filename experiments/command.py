@@ -69,6 +69,7 @@ def run(
         if _HELP & set(rest):
             with contextlib.suppress(flags.Error):
                 own([word for word in rest if word not in _HELP])
+            own.mark_as_parsed()  # also where a flag beside it is wrong
             print(_help(program.__doc__, own, epilogue(overrides)))
             sys.exit(0)
         try:

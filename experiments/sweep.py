@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command, parts, points
+from experiments import command, field_help, parts, points
 from experiments.errors import UserError, nearest
 from experiments.launchers import LAUNCHERS
 from experiments.launchers.running import Standings, Sweep, task_of
@@ -168,7 +168,7 @@ def _launcher_options() -> dict[str, str | int]:
 
 
 def _help(overrides: list[str]) -> str:
-    del overrides
+    """Keys, options, and the fields of the first part of the sweep file beside it."""
     entries = [
         "Keys of what get_sweep() of a sweep file returns, a dictionary or a list of "
         "them:",
@@ -180,10 +180,15 @@ def _help(overrides: list[str]) -> str:
         if known is None:
             known = {"*": "sbatch's options, such as partition=gpu,time=600"}
         entries += [command.entry(x, said) for x, said in known.items()] or ["  none"]
-    entries.append(
-        "\nFields of --config.*: python -m experiments.train --help --config=FILE"
-    )
-    return "\n".join(entries)
+    config, words = None, []
+    if _SWEEP.value:
+        try:
+            first = parts.read(_SWEEP.value)[0]
+            config = first.config
+            words = [f"--config.{x}={value}" for x, value in first.overrides.items()]
+        except UserError as error:
+            entries.append(f"\n{error}")
+    return "\n".join([*entries, "", field_help.describe(config, [*words, *overrides])])
 
 
 def main(positional: list[str], overrides: list[str]) -> int:

@@ -55,6 +55,6 @@ def get_config():  # noqa: D103
     config = configs.base()
     config.task.update(name="classification", data="rings")
     config.model.name, config.optimizer.name = "network", "sign_descent"
-    config.optimizer.update(learning_rate=3e-3, weight_decay=0.0)
-    config.train.update(steps=100, batch_size=64, eval_every=50)
+    config.optimizer.update(learning_rate=1e-2, weight_decay=0.0)
+    config.train.update(steps=300, batch_size=64, eval_every=100)
     return config

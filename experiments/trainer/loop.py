@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import records
+from experiments import choices, records
 from experiments.config import UserError
 from experiments.trainer import extension, identity, memory
 from experiments.trainer import optimizer as optimizers
@@ -185,6 +185,7 @@ class _Run:
         told = {"config": self.config.to_dict(), "overrides": self.overrides}
         told |= identity.of_data(self.program.task.digest, self.program.task.files)
         told |= identity.of_schedule(self.config) | extension.told(self.extensions)
+        told |= choices.own_files(self.config)
         self.folder.write_json("config.json", told | provenance())
         if self.folder.extension:  # the run has an end no more
             (self.folder.path / "result.json").unlink(missing_ok=True)

@@ -50,14 +50,20 @@ def test_help_has_the_values_and_meanings_of_what_is_chosen():
     assert "Arguments of optimizer.name=adamw" in said
 
 
-def test_sweep_files_and_launchers_are_explained_in_both_places():
+def test_sweep_files_and_launchers_are_explained_in_both_places(given):
     page = squeezed(pathlib.Path("docs/sweeps.md").read_text())
+    given(sweep._FLAGS)
     help_text = sweep._help([])
     for key, said in parts.KEYS.items():
         assert f"| `{key}` | {said} |" in page
         assert f"\n  {key}\n" in help_text
         assert squeezed(said) in squeezed(help_text)
     assert set(parts.KEYS) == set(parts.Part._fields)
+    given(sweep._FLAGS, sweep="configs/sweeps/uba_phi.py")
+    help_text = sweep._help(["--config.optimizer.name=soap"])
+    assert "Fields, with the values of configs/stdlib_lm.py" in help_text
+    assert "--config.schedule.kwargs.phi=1.0" in help_text
+    assert "--config.optimizer.kwargs.precondition" in help_text
     for name, launcher in LAUNCHERS.items():
         assert f"| `{name}` |" in page
         assert f"--launcher={name}" in help_text

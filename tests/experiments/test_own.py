@@ -77,6 +77,8 @@ def test_own_files_train_are_swept_and_reported_from_another_folder(tmp_path):
     first, *_, last = (tmp_path / "runs/a/metrics.jsonl").read_text().splitlines()
     assert json.loads(last)["val_loss"] < 0.5 * json.loads(first)["loss"]
     assert json.loads(last)["val_accuracy"] > 0.8
+    recorded = json.loads((tmp_path / "runs/a/config.json").read_text())
+    assert list(recorded["own_files"]) == [str(tmp_path.resolve() / "own_model.py")]
     run(
         *("experiments.sweep", "--sweep=own_sweep.py", "--workdir=runs/s"),
         *("--launcher=local", "--workers=2", "--launcher_options=threads=1"),
