@@ -14,7 +14,8 @@ LOCK := requirements$(if $(NEWEST),-newest).lock
 # gpu or tpu: what jax needs for the accelerator that this machine has.
 ACCELERATOR ?= $(if $(shell nvidia-smi -L 2>/dev/null),gpu,$(if $(wildcard /dev/accel0 /dev/vfio/0),tpu))
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
-QUICK := tests/test_layers.py tests/test_conformance.py
+QUICK := tests/test_layers.py tests/test_conformance.py tests/test_loops.py \
+  tests/experiments/test_train.py
 # The tests make eight virtual devices of the processor.
 test quick docs pictures: export JAX_PLATFORMS ?= cpu
 
@@ -28,7 +29,8 @@ test: lint types
 
 # What a new version of jax or optax breaks first, in minutes.
 quick: .venv
-	$(PY) -m pytest -n 2 -q $(QUICK)
+	$(PY) -m pytest -n 2 -q $(QUICK) -k "layers or loop_of or pinned or compile_once \
+	  or through_cond or checkpoint or lowers or loss_falls"
 
 lint: .venv
 	$(PY) -m ruff check .

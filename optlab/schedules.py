@@ -33,15 +33,14 @@ def uba_schedule(
     init_value: float | jax.Array = 0.0,
     phases: int = 1,
 ) -> optax.Schedule:
-    r"""The unified budget-aware schedule, one family of falls with one shape knob.
+    """The unified budget-aware schedule, one family of falls with one shape knob.
 
-    With :math:`p` the share of the budget that is spent after the warm-up,
+    With `p` the share of the budget that is spent after the warm-up::
 
-    .. math::
-        \eta(p) = \eta_{end} + (\eta_{peak} - \eta_{end})
-            \frac{\cos^2(\pi p/2)}{\cos^2(\pi p/2) + (\phi/2) \sin^2(\pi p/2)}
+        C, S = cos^2(pi p/2), sin^2(pi p/2)
+        rate = end + (peak - end) C / (C + (phi/2) S)
 
-    The mean of the factor over the budget is :math:`1 / (1 + \sqrt{\phi/2})`:
+    The mean of the factor over the budget is `1 / (1 + sqrt(phi/2))`:
     `phi=2` is cosine decay, a smaller one stays high longer, a larger one falls
     earlier, and `phi=0` stays at the peak for ever. The paper writes the factor as
     `2(1+cos pi p) / (2 phi + (2-phi)(1+cos pi p))`, which is equal.
@@ -97,11 +96,10 @@ def linear_decay_schedule(
     warmup_steps: int = 0,
     init_value: float | jax.Array = 0.0,
 ) -> optax.Schedule:
-    r"""Linear warm-up, then linear decay, the best worst case for the last iterate.
+    """Linear warm-up, then linear decay, the best worst case for the last iterate.
 
-    .. math:: \eta(p) = \eta_{end} + (\eta_{peak} - \eta_{end}) (1 - p)
-
-    with :math:`p` the share of the budget that is spent after the warm-up.
+    The rate is `end + (peak - end) (1 - p)`, with `p` the share of the budget that is
+    spent after the warm-up.
 
     Args:
         peak_value: rate at the end of the warm-up; a number or a (traced) scalar.
@@ -137,12 +135,11 @@ def refined_schedule(
     norm: str = "l2",
     filter_width: float = 0.1,
 ) -> optax.Schedule:
-    r"""The schedule that a finished run's gradient norms call for.
+    """The schedule that a finished run's gradient norms call for.
 
-    With :math:`\hat G` the median-filtered norms and :math:`w = \hat G^{-2}` (l2) or
-    :math:`\hat G^{-1}` (l1),
+    With the weights `w`, the median-filtered norms to the power -2 (l2) or -1 (l1)::
 
-    .. math:: \eta_t \propto w_t \sum_{s>t} w_s, \qquad \max_t \eta_t = \eta_{peak}
+        rate_t = c w_t (w_{t+1} + ... + w_T)       c such that the maximum is the peak
 
     and 0 from T on. Constant norms give linear decay, `1 - t/(T-1)`. The table of T
     values is a constant of the program that calls the schedule.

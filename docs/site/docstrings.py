@@ -36,7 +36,7 @@ def of_method(module: str) -> Parts:
     return Parts(
         to_markdown(text[:cut]),
         to_markdown(text[cut:]),
-        "\n".join(f"*   {_inline(paper)}" for paper in papers),
+        "\n".join(f"*   {inline(paper)}" for paper in papers),
     )
 
 
@@ -62,10 +62,10 @@ def to_markdown(text: str) -> str:
             table.append(line)
             continue
         if line.endswith("::"):
-            blocks.append(_inline(line[:-1]))
+            blocks.append(inline(line[:-1]))
             literal = []
             continue
-        blocks.append(_inline(_item(line)))
+        blocks.append(inline(_item(line)))
     if literal is not None:
         blocks.append(_fence(literal))
     return "\n".join(blocks).strip() + "\n"
@@ -96,6 +96,7 @@ def _table(rows: list[str]) -> list[str]:
     return ["", head, "| " + " | ".join("---" for _ in widths) + " |", *body]
 
 
-def _inline(line: str) -> str:
+def inline(line: str) -> str:
+    """Roles and links as Markdown writes them."""
     line = re.sub(r":(?:func|mod|class):`([^`]+)`", r"`\1`", line)
     return re.sub(r"`([^`<]+?)\s*<(https?://[^>]+)>`_", r"[\1](\2)", line)

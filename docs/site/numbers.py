@@ -88,10 +88,10 @@ def comparison() -> str:
         "best rate",
         "of AdamW's",
         "validation loss",
-        "spread of three seeds",
-        "sensitivity to the rate",
+        "spread of seeds",
+        "sensitivity",
         "state, B/param",
-        "share of a training step",
+        "share of a step",
     ]
     return table(head, body)
 

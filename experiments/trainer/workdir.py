@@ -29,7 +29,7 @@ _FILES = (
 # What a fresh optimizer state allows to change besides.
 _OF_OPTIMIZER = ("optimizer.", *extension.FIELDS)
 _PACKAGES = (
-    *("jax", "jaxlib", "optax", "flax", "chex", "numpy", "scipy", "grain"),
+    *("jax", "jaxlib", "optax", "flax", "numpy", "scipy", "grain"),
     "orbax-checkpoint",
 )
 

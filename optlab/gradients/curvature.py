@@ -61,10 +61,11 @@ def hvp(
 def value_grad_and_hessian_diag(
     loss_fn: Callable[..., Any], *, has_aux: bool = False, samples: int = 1
 ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
-    r"""Loss, gradient and Hutchinson's estimate of the Hessian diagonal in one pass.
+    """Loss, gradient and Hutchinson's estimate of the Hessian diagonal in one pass.
 
-    .. math:: d = \frac{1}{n} \sum_{i=1}^{n} z_i \odot H z_i,
-        \qquad z_i \in \{-1, +1\}^N \text{ uniform}, \qquad E[d] = \mathrm{diag}(H)
+    With vectors `z_i` of random signs, each as long as the parameters::
+
+        d = (z_1 * (H z_1) + ... + z_n * (H z_n)) / n             E[d] = diag(H)
 
     The estimate is signed: average it over devices beside the gradient before any
     absolute value. Under `jit` with a sharded batch the mean in the loss does that.

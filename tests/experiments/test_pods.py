@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -13,6 +14,8 @@ import yaml
 
 from experiments import config as configs
 from experiments import train
+from experiments.trainer import workdir
+from tests.test_layers import imports
 
 PODS = pathlib.Path("experiments/launchers/pods")
 # A word of several, and what shells and Kubernetes would expand.
@@ -155,6 +158,22 @@ def test_the_image_has_what_it_is_built_from():
         if line.startswith("COPY"):
             assert all(pathlib.Path(x).exists() for x in line.split()[1:-1])
     assert "Dockerfile" in (PODS / "kubernetes.sh").read_text()
+
+
+def test_the_runner_needs_nothing_that_the_image_lacks():
+    project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
+    lines = list(project["project"]["dependencies"])
+    # Weights & Biases is imported only by runs that ask for it.
+    for group in ("experiments", "sweep", "postgres", "data", "wandb"):
+        lines += project["dependency-groups"][group]
+    had = {re.split("[<>=]", line)[0].lower() for line in lines}
+    # Those that come with jax and optuna, and names that differ from the package's.
+    had |= {"jaxlib", "sqlalchemy", "absl", "orbax", "sklearn", "optlab", "experiments"}
+    for path in pathlib.Path("experiments").rglob("*.py"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top.lower() in had | set(sys.stdlib_module_names), f"{path}: {name}"
+    assert set(workdir._PACKAGES) <= had
 
 
 @scripts
