@@ -9,7 +9,7 @@ import optax
 
 import optlab
 from optlab import sharding
-from optlab.registry import get
+from optlab.registry import get, names
 from tests.conformance import SMALLER, extras
 
 # Stacks that eight devices divide, and a stack and columns that they do not.
@@ -18,12 +18,20 @@ SHAPES = {
     "layers": {"bias": (8, 16), "up": {"kernel": (8, 8, 16)}},
     "odd": {"kernel": (3, 8, 5)},
 }
-# For what is dear: no uneven stack, one bucket.
+# For what is expensive: no uneven stack, one bucket.
 FEW = {k: v for k, v in SHAPES.items() if k != "odd"}
 ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
 # There SOAP divides rounding by rounding in null spaces, but for its eps.
 IN_FLOAT32 = {"soap": {"eps": 1e-3}, "soap_h": {"eps": 1e-3}}
 SEEDS = (1, 2, 3)  # of the gradients of each step
+
+_SPREAD = [
+    n for n in names() if "distribute" in inspect.signature(get(n).factory).parameters
+]
+# Those with matrix work to spread; of the hyperball steps one, with a short direction.
+APART = [n for n in _SPREAD if not n.endswith("_h") or n == "adam_h"]
+# The others are short, and share their programs.
+OTHERS = [n for n in names() if n not in _SPREAD]
 
 # Name -> mesh, axes of the matrix work, rules.
 LAYOUTS = {

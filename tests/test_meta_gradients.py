@@ -15,7 +15,8 @@ from tests.conformance import SMALLER
 
 ROLES = optlab.default_roles(stacked="^layers/")
 CASES = {
-    **{name: (name, {}) for name in names()},
+    # Of the hyperball steps one: the others' directions stand here themselves.
+    **{n: (n, {}) for n in names() if not n.endswith("_h") or n == "adam_h"},
     "lanton, lanczos": ("lanton", {"dual_norm": "lanczos"}),
     "lanton, exact": ("lanton", {"dual_norm": "exact"}),
     "lanton, frobenius": ("lanton", {"dual_norm": "frobenius"}),

@@ -1,6 +1,5 @@
 """Meshes with Explicit axes, jax's default, serve as those with Auto ones do."""
 
-import inspect
 from collections import Counter
 
 import jax
@@ -14,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from experiments.compiled import Program
 from optlab import sharding
-from optlab.registry import get, names
 from tests.sharded import (
+    APART,
     IN_FLOAT32,
+    OTHERS,
     ROLES,
     SHAPES,
     arrays,
@@ -28,9 +28,6 @@ from tests.sharded import (
 )
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
-APART = [
-    n for n in names() if "distribute" in inspect.signature(get(n).factory).parameters
-]
 
 
 def mesh_of(kind, sizes=(8,), axes=("data",)):
@@ -50,7 +47,7 @@ def everything(kind):
     """
     spread = sharding.over_mesh(mesh_of(kind), "data")
     cases = {name: {name: make(name, distribute=spread)} for name in APART}
-    cases["others"] = {name: make(name) for name in names() if name not in APART}
+    cases["others"] = {name: make(name) for name in OTHERS}
     outliers = optlab.clip_outliers(0.9, roles=ROLES, distribute=spread)
     cases["outliers"] = {"adamw": optax.chain(outliers, make("adamw"))}
     inner = make("muon", distribute=spread)

@@ -1,6 +1,5 @@
 """Sharded optimizers: the numbers agree and state is laid out."""
 
-import inspect
 import os
 import pathlib
 import socket
@@ -16,11 +15,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from optlab.registry import get, names
 from tests.sharded import (
+    APART,
     FEW,
     IN_FLOAT32,
     LAYOUTS,
+    OTHERS,
     SEEDS,
     SHAPES,
     arrays,
@@ -36,36 +36,24 @@ from tests.sharded import (
     together,
 )
 
-# Those without work of their own to spread are short, and share their programs.
-APART = [
-    n for n in names() if "distribute" in inspect.signature(get(n).factory).parameters
-]
-GROUPS = [*([n] for n in APART), [n for n in names() if n not in APART]]
-every_entry = pytest.mark.parametrize(
-    "group",
-    [
-        pytest.param(group, marks=pytest.mark.xdist_group(f"on {group[0]}"))
-        for group in GROUPS
-    ],
-    ids=" ".join,
-)
+GROUPS = [*([n] for n in APART), OTHERS]
 
 
 # The numbers agree.
 
 
-@every_entry
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_one_device_equals_eight_in_every_way(group, x64):
     del x64
-    hold_in_every_way(group, jnp.float64, close(1e-10))
+    hold_in_every_way(group, ("fsdp", "both"), jnp.float64, close(1e-10))
 
 
 def test_float32_agrees_in_every_way_to_rounding():
-    hold_in_every_way(["root"], jnp.float32, close(2e-6))
+    hold_in_every_way(["root"], LAYOUTS, jnp.float32, close(2e-6))
 
 
-def hold_in_every_way(group, dtype, same):
-    """Steps on one device against jit over three meshes, pmap and shard_map."""
+def hold_in_every_way(group, layouts, dtype, same):
+    """Steps on one device against jit over some meshes, pmap and shard_map."""
     params = arrays(SHAPES, dtype)
     gradients = [arrays(SHAPES, dtype, seed) for seed in SEEDS]
 
@@ -77,7 +65,7 @@ def hold_in_every_way(group, dtype, same):
     start = {n: tx.init(params) for n, tx in txs.items()}
     expected, _ = follow(jax.jit(together(txs)), many, start, gradients)
 
-    for layout in LAYOUTS:
+    for layout in layouts:
         mesh, distribute, rules = laid_out(layout)
         placed = place(mesh, rules, params)
         step, state = pinned_together(made(distribute), placed, distribute)
@@ -119,7 +107,10 @@ def hold_in_every_way(group, dtype, same):
     same(result, expected)
 
 
-@every_entry
+# Factors, numbers a layer, a momentum alone, and what has no matrix work.
+@pytest.mark.parametrize(
+    "group", [["cosmos"], ["lanton"], ["muon"], OTHERS], ids=" ".join
+)
 def test_wrapped_and_sharded_in_float32(group):
     """Inside MultiSteps, chain, partition and inject_hyperparams, FSDP on eight."""
 
