@@ -46,8 +46,8 @@ orthogonalized part (0.25 to 0.5 in the paper), then `adam_learning_rate`, the r
 embeddings, heads and vectors. Without it they take `learning_rate`; the authors train
 them 5 to 10 times faster than the matrices.""",
         """For a model of few and small matrices AdamW is simpler. The step that makes
-the bases needs a decomposition of each matrix, which accelerators are slow at: see [what
-a step costs on a mesh](../scaling.md).""",
+the bases needs a decomposition of each matrix, which accelerators are slow at: see
+[what a step costs on a mesh](../scaling.md).""",
         {
             "b1": ("0.95", "0.95"),
             "b2": ("0.95", "0.95"),
@@ -161,9 +161,9 @@ along those. The axes are refreshed every ten steps, and Adam's averages turn wi
 them.""",
         """`precondition_interval`: more often is better and costs more.
 `one_sided=True` rotates the shorter side only, for about half of the extra memory.""",
-        """When memory is short: it keeps the most state of all methods here. The steps
-that refresh the bases need decompositions, which accelerators are slow at: see [what a
-step costs on a mesh](../scaling.md).""",
+        """When memory is short: it keeps the most state of all methods here. The
+steps that refresh the bases need decompositions, which accelerators are slow at: see
+[what a step costs on a mesh](../scaling.md).""",
         {
             "learning_rate": ("3e-3", "3e-3"),
             "b1": ("0.95", "0.95"),
