@@ -14,7 +14,10 @@ class Markdown(griffe.Extension):
         """Called once for each object that was read."""
         if obj.docstring:
             lines = obj.docstring.value.splitlines()
-            obj.docstring.value = "\n".join(
-                inline(line.removesuffix(":") if line.endswith("::") else line)
-                for line in lines
-            )
+            obj.docstring.value = "\n".join(map(_to_markdown, lines))
+
+
+def _to_markdown(line: str) -> str:
+    if line == "Example:":  # griffe knows the plural alone
+        return "Examples:"
+    return inline(line.removesuffix(":") if line.endswith("::") else line)

@@ -45,9 +45,9 @@ refreshed at every step by one QR decomposition of a thin matrix.""",
 orthogonalized part (0.25 to 0.5 in the paper), then `adam_learning_rate`, the rate of
 embeddings, heads and vectors. Without it they take `learning_rate`; the authors train
 them 5 to 10 times faster than the matrices.""",
-        """On a mesh that does not divide the number of layers the bases are moved
-with their matrices: see [the cost on a mesh](../scaling.md). For a model of few and
-small matrices AdamW is simpler.""",
+        """For a model of few and small matrices AdamW is simpler. The step that makes
+the bases needs a decomposition of each matrix, which accelerators are slow at: see
+[what a step costs on a mesh](../scaling.md).""",
         {
             "b1": ("0.95", "0.95"),
             "b2": ("0.95", "0.95"),
@@ -161,9 +161,9 @@ along those. The axes are refreshed every ten steps, and Adam's averages turn wi
 them.""",
         """`precondition_interval`: more often is better and costs more.
 `one_sided=True` rotates the shorter side only, for about half of the extra memory.""",
-        """When memory is short: it keeps the most state of all methods here. On large
-meshes the factors that no device count divides are held whole by every device ([cost
-on a mesh](../scaling.md)).""",
+        """When memory is short: it keeps the most state of all methods here. The
+steps that refresh the bases need decompositions, which accelerators are slow at: see
+[what a step costs on a mesh](../scaling.md).""",
         {
             "learning_rate": ("3e-3", "3e-3"),
             "b1": ("0.95", "0.95"),
