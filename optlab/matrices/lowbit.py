@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -62,13 +63,15 @@ def dequantize(
     group_size: int = 32,
 ) -> jax.Array:
     """What :func:`quantize` coded, in float32."""
-    grouped, n = _groups(jnp.atleast_1d(codes).astype(jnp.float32), group_size)
-    scale = scales.astype(jnp.float32)[..., None]
-    most = 127.0 if codes.dtype == jnp.int8 else 255.0
-    # XLA would multiply by the inverse of a constant, which rounds otherwise.
-    y = grouped / jnp.where(scale >= 0, most, 1.0)
-    z = y / (2 - jnp.abs(y)) if softsign else y
-    x = z * scale
+    # From a table: compilers divide by multiplying by the inverse, which rounds
+    # otherwise.
+    first = int(jnp.iinfo(codes.dtype).min)
+    numbers = np.arange(first, first + 256, dtype=np.float32)
+    table = numbers / np.float32(127 if first else 255)
+    table = table / (2 - np.abs(table)) if softsign else table
+    places = jnp.atleast_1d(codes).astype(jnp.int32) - first
+    grouped, n = _groups(jnp.take(jnp.asarray(table), places), group_size)
+    x = grouped * scales.astype(jnp.float32)[..., None]
     x = jnp.square(x) if sqrt else x
     return x.reshape(*x.shape[:-2], -1)[..., :n].reshape(codes.shape)
 

@@ -210,7 +210,8 @@ def split_weights(
     A weight is its bfloat16 number and a code of the rest, in parts of half a spacing:
     3 bytes for a relative error of 2^-17, or 4 for 2^-24. A step joins the two, lets
     `tx` work on float32, and splits the new weight. Steps that are too small for
-    bfloat16 add up in the rest.
+    bfloat16 add up in the rest; what is below half a code, 2^-17 of the weight, or
+    2^-25 with 16 bits, is lost.
 
     The updates are float32, so that `optax.apply_updates` gives the new bfloat16 weight
     exactly: it stands outermost, and nothing may cast or scale its updates. `init` may

@@ -44,7 +44,11 @@ def around(name, **kwargs):
     tx = entry(name, weight_decay=0.1, cautious_decay=True, **kwargs)
     tx = optlab.small_state(optlab.cautious(tx, roles=ROLES))
     tx = optlab.skip_spikes(tx, window=4, factor=20.0)
-    return optax.masked(tx, MASK, mask_compatible_extra_args=True)
+    rest = jax.tree.map(lambda x: not x, MASK)
+    return optax.chain(
+        optax.masked(tx, MASK, mask_compatible_extra_args=True),
+        optax.masked(optax.set_to_zero(), rest),
+    )
 
 
 def behind(name):
@@ -86,16 +90,15 @@ def train(name, tx, params, state=None):
 
 @pytest.mark.parametrize("name", names())
 def test_ten_steps_of_every_wrapper_over_every_entry(name):
+    # Of COSMOS-H and the like COSMOS has shown the rest.
     sphere = name not in ON_SPHERES
 
     @jax.jit
     def all_of_them(params):
         narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-        found = {
-            "around": train(name, around(name), params),
-            "behind": train(name, behind(name), narrow),
-        }
+        found = {"around": train(name, around(name), params)}
         if sphere:
+            found["behind"] = train(name, behind(name), narrow)
             found["sphere"] = train(name, on_a_sphere(name), params)
         return found
 
@@ -105,19 +108,17 @@ def test_ten_steps_of_every_wrapper_over_every_entry(name):
         chex.assert_tree_all_finite((losses, new))
         assert losses[-1] < losses[0], key
         moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), new, params)
-        masked = key == "around"
         assert moved["layers"]["kernel"] and moved["embed"], key
-        if masked:
-            # The gradient itself comes through a mask.
+        assert moved["norm"]["scale"] == (key != "around"), key
+        if key == "around":
             assert int(optlab.skipped_steps(state)["skipped_steps"]) == 0
     if sphere:
         before, after = params["layers"]["kernel"], found["sphere"][1]["layers"]
         np.testing.assert_allclose(
             *(jnp.sum(x**2, (1, 2)) for x in (after["kernel"], before)), rtol=1e-5
         )
-    assert {leaf.dtype for leaf in jax.tree.leaves(found["behind"][1])} == {
-        jnp.dtype(jnp.bfloat16)
-    }
+        narrow = {leaf.dtype for leaf in jax.tree.leaves(found["behind"][1])}
+        assert narrow == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "normuon", "cosmos"])

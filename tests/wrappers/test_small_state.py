@@ -77,7 +77,7 @@ def test_moments_are_found_by_name_and_asked_for():
         optlab.small_state(optax.adam(1.0), "int4")
 
 
-@pytest.mark.parametrize(("bits", "bound"), [(8, 1e-4), (16, 1e-6)])
+@pytest.mark.parametrize(("bits", "bound"), [(8, 7e-4), (16, 2e-6)])
 def test_small_steps_add_up_in_what_bfloat16_leaves(bits, bound):
     start = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (5, 7)), jnp.float32)
     tx = optlab.split_weights(sgd(1.0, momentum=0.0), bits=bits)
@@ -90,8 +90,9 @@ def test_small_steps_add_up_in_what_bfloat16_leaves(bits, bound):
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         assert params["w"].dtype == jnp.bfloat16
+    # Of 3e-5 a code has, half may be lost in each step; the sum of them is 4e-3.
     joined = lowbit.join(params["w"], state.rest["w"])
-    np.testing.assert_allclose(joined, start - 40 * step, atol=bound * 2)
+    np.testing.assert_allclose(joined, start - 40 * step, rtol=0, atol=bound)
     # Alone, bfloat16 would stand still.
     alone = start.astype(jnp.bfloat16)
     assert jnp.all(alone + jnp.bfloat16(-1e-4) == alone)
