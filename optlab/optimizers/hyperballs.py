@@ -89,7 +89,11 @@ def muon_h(
     return matrix_optimizer(direction, learning_rate, options, step=hyperball)
 
 
-@takes(MatrixOptions, without=("weight_decay", "distribute"), adam_weight_decay=0.0)
+@takes(
+    MatrixOptions,
+    without=("weight_decay", "distribute", "chunk_bytes"),
+    adam_weight_decay=0.0,
+)
 def adam_h(
     learning_rate: Rate,
     *,

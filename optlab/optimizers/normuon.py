@@ -51,6 +51,7 @@ def scale_by_normuon(
     roles: Roles = None,
     mu_dtype: DTypeLike | None = None,
     distribute: Distribute | None = None,
+    chunk_bytes: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of NorMuon, for trees of hidden matrices only.
 
@@ -72,6 +73,7 @@ def scale_by_normuon(
         roles=roles,
         mu_dtype=mu_dtype,
         distribute=distribute,
+        chunk_bytes=chunk_bytes,
     )
     return optax.chain(muon, normalize_neurons(b2, eps=eps, axis=axis, roles=roles))
 
