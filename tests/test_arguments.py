@@ -15,6 +15,7 @@ from tests.conformance import ON_SPHERES, extras
 
 PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
 ROOM_FOR_NONE = {
+    "basis_precision",
     "adam_weight_decay",
     "consistent_rms",
     "chunk_bytes",
