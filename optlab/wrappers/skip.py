@@ -24,8 +24,8 @@ class SkipSpikesState(NamedTuple):
     count: jax.Array  # (), calls
     skipped: jax.Array  # (), of them without a step
     scaled: jax.Array  # (), of them with a gradient scaled down
-    norms: jax.Array  # (window,), of the gradients; () if they are not watched
-    losses: jax.Array  # (window,); () if they are not watched
+    norms: Any  # (window,), of the gradients; () if they are not watched
+    losses: Any  # (window,); () if they are not watched
     inner: optax.OptState
 
 
@@ -76,7 +76,8 @@ def skip_spikes(
     inner = optax.with_extra_args_support(tx)
 
     def empty(watched):
-        return jnp.full((window if watched else 0,), jnp.nan, jnp.float32)
+        # No array without entries: checkpoints refuse them.
+        return jnp.full((window,), jnp.nan, jnp.float32) if watched else ()
 
     def init_fn(params):
         zero = jnp.zeros([], jnp.int32)

@@ -27,7 +27,7 @@ class SmallStateState(NamedTuple):
     """
 
     count: jax.Array  # ()
-    key: jax.Array  # (2,), of the rounding; (0,) where there is none
+    key: Any  # (2,), of the rounding; () where there is none
     inner: optax.OptState
     scales: Any
 
@@ -178,7 +178,7 @@ def small_state(
         key = jax.random.key(seed, impl="threefry2x32")
         data = jax.random.key_data(key)
         codes, scales = small(state, params, key)
-        data = data if not eight else data[:0]
+        data = () if eight else data
         return SmallStateState(jnp.zeros([], jnp.int32), data, codes, scales)
 
     def update_fn(updates, state, params=None, **extra):
