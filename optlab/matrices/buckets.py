@@ -22,10 +22,11 @@ _STACK = 4
 # a CPU the product of two stacks takes longer than those of their matrices in turn.
 CHUNK_BYTES = 16 * 2**20
 CPU_CHUNK_BYTES = 2**20
-# Separate leaves that share a bucket: its stack is temporary memory, and each bucket is
-# compiled. The 84 matrices of a LLaMA-130M in buckets of at most 8, 12, 24 and all take
-# ROOT 5.4, 3.9, 3.3 and 2.8 s of a CPU to compile.
-LEAVES = 12
+# Separate leaves without factors that share a bucket: its stack is temporary memory, of
+# which two are there at a time, and each bucket is compiled. ROOT's of the 84 matrices
+# of a LLaMA-130M, in buckets of at most 4, 8, 12, 24 and all, take 6.3, 5.4, 3.9, 3.3
+# and 2.8 s of a CPU to compile. With factors it is far more: COSMOS's 17 s in twelves.
+LEAVES = 10
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
 
@@ -71,7 +72,8 @@ def map_matrices(
     """Applies `f` to every matrix of some trees, in as few large stacks as it can.
 
     Leaves of one shape share a bucket, in which `f` runs once; without `distribute` a
-    leaf that is a large stack itself has its own. A bucket is worked through in chunks
+    leaf that is a large stack itself has its own, and separate leaves without factors
+    share one of at most `LEAVES`. A bucket is worked through in chunks
     (:func:`chunk_size`), and the resulting matrices are written over the leaves of the
     first tree, where their memory is free.
 
@@ -174,7 +176,7 @@ def _buckets(
             bucket = tuple((*sorted(x.shape[1:]), x.dtype) for x in item)
         buckets.setdefault(bucket, {}).setdefault(group, []).append(i)
     whole = [list(bucket.values()) for bucket in buckets.values()]
-    if not apart:
+    if not (apart and wide):
         return whole
     return [part for bucket in whole for part in _split(bucket, LEAVES)]
 
