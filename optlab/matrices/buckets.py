@@ -26,7 +26,7 @@ CPU_CHUNK_BYTES = 2**20
 # which two are there at a time, and each bucket is compiled. ROOT's of the 84 matrices
 # of a LLaMA-130M, in buckets of at most 4, 8, 12, 24 and all, take 6.3, 5.4, 3.9, 3.3
 # and 2.8 s of a CPU to compile. With factors it is far more: COSMOS's 17 s in twelves.
-LEAVES = 10
+LEAVES = 12
 # From so many leaves of one shape on, XLA is not told which part of a stack is whose.
 _MANY = 8
 
