@@ -128,7 +128,9 @@ def count_flops(
 ) -> Flops:
     """Counts the operations of `fn(*args)`, over all devices that take part.
 
-    Code whose result is not used does not count, as in the compiled program.
+    Code whose result is not used does not count, as in the compiled program, and
+    elements that depend on no argument do not: they are not made at every turn of a
+    loop.
 
     Args:
         fn: a function that JAX can trace.
@@ -174,7 +176,14 @@ class _Counter:
         self._platform = platform
 
     def jaxpr(self, jaxpr) -> Flops:
-        return _add(*(self._equation(eqn) for eqn in jaxpr.eqns))
+        counts, fixed = [], set()
+        for eqn in jaxpr.eqns:
+            flops = self._equation(eqn)
+            if _is_fixed(eqn, fixed):
+                fixed.update(eqn.outvars)
+                flops = flops._replace(elementwise=0)
+            counts.append(flops)
+        return _add(*counts)
 
     def _equation(self, eqn) -> Flops:
         name, params = eqn.primitive.name, eqn.params
@@ -202,6 +211,13 @@ class _Counter:
         if inner and not name.startswith(("reduce", "scatter")):
             return _add(*(self.jaxpr(body) for body in inner))
         return _leaf(eqn)
+
+
+def _is_fixed(eqn, fixed: set) -> bool:
+    """Whether an equation needs no argument, as those of an identity matrix."""
+    return not eqn.primitive.name.startswith(("random", "threefry")) and all(
+        isinstance(var, core.Literal) or var in fixed for var in eqn.invars
+    )
 
 
 def _leaf(eqn) -> Flops:

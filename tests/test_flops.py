@@ -37,6 +37,18 @@ def test_what_is_not_used_does_not_count():
     assert count_flops(lambda x, y: (x @ y, x + x)[1], A, B) == Flops(elementwise=24)
 
 
+def test_what_needs_no_argument_does_not_count():
+    def with_identity(x):
+        return jax.lax.fori_loop(0, 5, lambda _, y: y + jnp.eye(6, 4), x)
+
+    def with_itself(x):
+        return jax.lax.fori_loop(0, 5, lambda _, y: y + x, x)
+
+    assert count_flops(with_identity, A) == count_flops(with_itself, A)
+    drawn = count_flops(lambda: jax.random.normal(jax.random.key(0), (6, 4)))
+    assert drawn.elementwise >= 24
+
+
 def nested(x, s):
     """Five products in a scan of a remat of a jit of custom derivatives."""
 

@@ -15,7 +15,6 @@ but its last one.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -158,14 +157,24 @@ def dual_norms(
         "frobenius": None,
     }
     nuclear = named[dual_norm] if isinstance(dual_norm, str) else dual_norm
-    if due is not None and nuclear is not None:
-        nuclear = partial(_if_due, due, nuclear)
     hidden, keep = {}, keep and distribute is None
     if nuclear is not None:  # The Frobenius norm needs no stacks, and nothing moved.
+
+        def of_difference(difference, *same):
+            return *(same or (None,)), nuclear(difference)
+
+        def if_due(other, x):
+            norm = lax.cond(
+                due,
+                lambda: nuclear(_difference(x, other)),
+                lambda: jnp.zeros_like(x[:, 0, 0]),
+            )
+            return x if keep else None, norm
+
         hidden = _on_matrices(
-            lambda difference, *same: (*(same or (None,)), nuclear(difference)),
+            of_difference if due is None else if_due,
             (others, arrays),
-            lambda o, x: (_difference(x, o), x)[: 1 + keep],
+            (lambda o, x: (_difference(x, o), x)[: 1 + keep]) if due is None else None,
             layers,
             distribute=distribute,
             chunk_bytes=chunk_bytes,
@@ -179,13 +188,6 @@ def dual_norms(
         norms.append(layer.scale * value)
         leaves.append(x if same is None else same)
     return norms, leaves
-
-
-def _if_due(
-    due: jax.Array, norm: Callable[[jax.Array], jax.Array], x: jax.Array
-) -> jax.Array:
-    """The norms of a stack, or zeros."""
-    return lax.cond(due, norm, lambda x: jnp.zeros_like(x[:, 0, 0]), x)
 
 
 def _difference(x: jax.Array, other: jax.Array) -> jax.Array:
@@ -202,7 +204,7 @@ def check_dual_norm(dual_norm: DualNorm) -> None:
 def _on_matrices(
     f: Callable[..., tuple[Any, ...]],
     trees: Sequence[Sequence[jax.Array]],
-    made: Callable[..., tuple[jax.Array, ...]],
+    made: Callable[..., tuple[jax.Array, ...]] | None,
     layers: Sequence[Layers],
     *,
     distribute: Distribute | None,

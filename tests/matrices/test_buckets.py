@@ -1,6 +1,7 @@
 """A function of matrices over trees, chunk by chunk, is the function of each matrix."""
 
 import inspect
+import re
 from functools import partial
 
 import jax
@@ -115,3 +116,15 @@ def test_a_given_size_of_chunks_is_every_buckets(monkeypatch, name):
     state = jax.eval_shape(tx.init, params)
     jax.eval_shape(tx.update, params, state, params)
     assert set(sizes) == {200}
+
+
+@pytest.mark.parametrize(("platform", "stack"), [("cpu", ""), ("cuda", "8x")])
+def test_the_platform_that_is_lowered_for_decides_where_no_size_is_given(
+    platform, stack
+):
+    tx = optlab.muon(1e-2, roles=optlab.default_roles(stacked="."))
+    params = {"w": jax.ShapeDtypeStruct((8, 512, 512), jnp.float32)}
+    traced = jax.jit(tx.update).trace(params, jax.eval_shape(tx.init, params), params)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = re.findall(r"dot_general.*-> tensor<(8x)?512x512xf32>", text)
+    assert set(products) == {stack}
