@@ -15,7 +15,6 @@ from experiments.compiled import Program
 from optlab import sharding
 from tests.sharded import (
     APART,
-    IN_FLOAT32,
     OTHERS,
     ROLES,
     SHAPES,
@@ -137,8 +136,7 @@ def test_inside_a_mesh_in_force_and_without_jit():
 def test_on_a_named_axis(size):
     mesh = mesh_of("explicit")
     params, grads = arrays(SHAPES), arrays(SHAPES, seed=1)
-    own = IN_FLOAT32["soap"]
-    tx = make("soap", distribute=sharding.over_axis("data", size), **own)
+    tx = make("cosmos", distribute=sharding.over_axis("data", size))
     kept = sharding.state_specs(tx, params, jax.tree.map(lambda _: P(), params))
     step = jax.shard_map(
         tx.update,
@@ -149,7 +147,7 @@ def test_on_a_named_axis(size):
     )
     state = jax.device_put(tx.init(params), sharding.to_shardings(mesh, kept))
     everywhere = NamedSharding(mesh, P())
-    one = make("soap", **own)
+    one = make("cosmos")
     expected, alone = params, one.init(params)
     for _ in range(2):
         given = jax.device_put((grads, params), everywhere)
@@ -175,6 +173,7 @@ def test_diagnostics_of_explicit_arrays():
     rules = sharding.fsdp_rules(mesh)
     found = jax.jit(values)(place(mesh, rules, grads), place(mesh, rules, params))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        # An error of orthogonality may be nothing but rounding.
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         *(jax.device_get(found), expected),
     )
