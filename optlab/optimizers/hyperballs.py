@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 from optlab import checks
 from optlab.compose import matrix_optimizer, scale_by_adam
 from optlab.matrices.orthogonalize import Coefficients
+from optlab.matrices.precision import Passes
 from optlab.optimizers.cosmos import scale_by_cosmos
 from optlab.optimizers.muon import scale_by_muon
 from optlab.optimizers.soap import Factors, soap_parts
@@ -139,14 +140,15 @@ def cosmos_h(
     nesterov: bool = True,
     ns_steps: int = 5,
     ns_dtype: DTypeLike | None = None,
+    basis_precision: Passes | None = None,
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """COSMOS on a sphere, AdamW on embeddings, heads and vectors.
 
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
-      b1, b2, eps, rank, gamma, nesterov, ns_steps, ns_dtype: of COSMOS, see
-        :func:`optlab.cosmos`.
+      b1, b2, eps, rank, gamma, nesterov: of COSMOS, see :func:`optlab.cosmos`.
+      ns_steps, ns_dtype, basis_precision: of its products, see there.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -161,6 +163,7 @@ def cosmos_h(
         nesterov=nesterov,
         ns_steps=ns_steps,
         ns_dtype=ns_dtype,
+        basis_precision=basis_precision,
     )
     return matrix_optimizer(direction, learning_rate, options, step=hyperball)
 
@@ -175,6 +178,7 @@ def soap_h(
     precondition_interval: int = 10,
     max_dim: int = 10000,
     one_sided: bool = False,
+    basis_precision: Passes | None = None,
     factors: Factors = "shampoo",
     shampoo_beta: Number | None = None,
     initial_eigenvalue: Number | None = None,
@@ -186,8 +190,9 @@ def soap_h(
 
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
-      b1, b2, eps, precondition_interval, max_dim, one_sided, factors, shampoo_beta,
-        initial_eigenvalue: of SOAP, see :func:`optlab.soap`.
+      b1, b2, eps, precondition_interval: of SOAP, see :func:`optlab.soap`.
+      max_dim, one_sided, basis_precision: of its bases, see there.
+      factors, shampoo_beta, initial_eigenvalue: of its factors, see there.
       **options: see :mod:`optlab.options`.
 
     Returns:
@@ -199,6 +204,7 @@ def soap_h(
     direction, parts = soap_parts(
         *(b1, b2, eps, precondition_interval, max_dim),
         one_sided=one_sided,
+        basis_precision=basis_precision,
         factors=factors,
         shampoo_beta=shampoo_beta,
         initial_eigenvalue=initial_eigenvalue,
