@@ -38,8 +38,9 @@ def hold(cost, row):
     ):
         # Numbers, one a layer, are moved too and not in the model.
         assert found == pytest.approx(float(row[column]), rel=1e-4, abs=2e-3), column
+    # The compiler drops some that the trace has.
     even = float(row["GFLOPs of elements"])
-    assert even / 2.5 < cost.elements / 1e9 < even * 1.01
+    assert even / 2.5 < cost.elements / 1e9 < even * 1.02
 
 
 @pytest.mark.parametrize("devices", [1, 8, 64])
@@ -90,7 +91,8 @@ def test_seconds_by_hand():
     assert seconds(work, CHIPS["TPU v5e"], 512) is None
 
 
-def test_the_table_is_the_model_and_the_documentation_is_the_table():
+def test_the_table_is_the_model_and_the_documentation_is_the_table(peer):
+    del peer
     table = (RESULTS / "cost.md").read_text().splitlines()
     for case in (("350M", "cosmos", 64), ("350M", "root", 4096)):
         assert f"| {' | '.join(cost.row(*case))} |" in table
