@@ -78,7 +78,7 @@ class Program:
         return self._collectives(self._entry, 1, False)
 
     def matmul_flops(self) -> int:
-        """Operations of the products, two a multiply-add; of branches the dearest."""
+        """Operations of the products, two a multiply-add; of branches the most."""
         return self._flops(self._entry)
 
     def _collectives(self, name: str, trips: int, inside: bool) -> list[Collective]:

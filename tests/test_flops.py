@@ -106,7 +106,7 @@ def test_an_unknown_loop_asks_for_its_length():
     assert count_flops(newton, SQUARE, while_trips=3).matmul == 3 * 2 * 4**3
 
 
-def test_the_dearest_branch_counts():
+def test_the_most_expensive_branch_counts():
     def branches(x, s):
         return jax.lax.cond(x[0, 0] > 0, lambda: x @ s @ s, lambda: jnp.sin(x))
 

@@ -24,7 +24,7 @@ COLUMNS = (
     "state bytes per parameter",
     "GFLOPs a step",
     "share of a step of 0.5 M tokens",
-    "dearest step, GFLOPs",
+    "most expensive step, GFLOPs",
 )
 
 
@@ -78,7 +78,7 @@ def row(name: str, params) -> tuple:
     def update(grads, state, params):
         return tx.update(grads, state, params, **dict.fromkeys(needs, grads))
 
-    steady, dearest = (
+    steady, most = (
         count_flops(update, params, state, params, cheapest_branch=cheapest).total
         for cheapest in (True, False)
     )
@@ -88,7 +88,7 @@ def row(name: str, params) -> tuple:
         f"{held / count:.2f}",
         f"{steady / 1e9:.0f}" if steady > 1e10 else f"{steady / 1e9:.1f}",
         f"{steady / training:.2%}",
-        f"{dearest / 1e9:.0f}" if dearest > 1e10 else f"{dearest / 1e9:.1f}",
+        f"{most / 1e9:.0f}" if dearest > 1e10 else f"{dearest / 1e9:.1f}",
     )
 
 
