@@ -88,7 +88,7 @@ def row(name: str, params) -> tuple:
         f"{held / count:.2f}",
         f"{steady / 1e9:.0f}" if steady > 1e10 else f"{steady / 1e9:.1f}",
         f"{steady / training:.2%}",
-        f"{most / 1e9:.0f}" if dearest > 1e10 else f"{dearest / 1e9:.1f}",
+        f"{most / 1e9:.0f}" if most > 1e10 else f"{most / 1e9:.1f}",
     )
 
 

@@ -92,9 +92,8 @@ def run(out: pathlib.Path) -> int:
     ]
     heading = (
         "Made by `python -m experiments.benchmark --suite=cost`: one optimizer step of "
-        "a LLaMA,\nfloat32 with the precision of products that methods choose by "
-        "default, spread over all devices, as the\nmodel in docs/scaling.md works it "
-        "out from shapes and peaks; nothing was measured. Per device."
+        "a LLaMA, float32, products\nas methods choose them by default, by the model in "
+        "docs/scaling.md, from shapes and peaks alone. Per device."
     )
     table.write(out / "cost", heading, COLUMNS, rows)
     return 0
