@@ -92,8 +92,8 @@ def run(out: pathlib.Path) -> int:
     ]
     heading = (
         "Made by `python -m experiments.benchmark --suite=cost`: one optimizer step of "
-        "a LLaMA, float32, products\nas methods choose them by default, by the model in "
-        "docs/scaling.md, from shapes and peaks alone. Per device."
+        "a LLaMA, float32, products\nas methods choose them by default, by the model "
+        "in docs/scaling.md, from shapes and peaks alone. Per device."
     )
     table.write(out / "cost", heading, COLUMNS, rows)
     return 0
