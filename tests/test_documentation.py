@@ -60,7 +60,7 @@ def test_defaults_are_those_of_the_signature():
 
 def test_numbers_are_those_of_the_results():
     found = numbers.best_rates()
-    assert {name for name, _ in found} == set(numbers.costs()) - {"optax_muon"}
+    assert {name for name, _ in found} <= set(numbers.costs())
     losses: dict = {}
     for row in numbers.rows(numbers.SWEEP / "results.csv"):
         key = row["optimizer"], row["schedule"], float(row["learning_rate"])
