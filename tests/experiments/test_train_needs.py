@@ -54,7 +54,10 @@ def test_every_optimizer_has_a_rate():
     assert set(RATES) == set(optlab.registry.names())
 
 
-@pytest.mark.parametrize("name", RATES)
+# Of the hyperball steps one: the others differ by directions that train themselves.
+@pytest.mark.parametrize(
+    "name", sorted(RATES.keys() - {"adam_h", "cosmos_h", "soap_h"})
+)
 def test_the_loss_falls_in_40_steps(tmp_path, name):
     records = losses(tmp_path, name)
     assert len(records) == 40
