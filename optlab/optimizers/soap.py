@@ -135,13 +135,13 @@ def _directions(
         y = mm(q_left if back else q_left.mT, y) if left else y
         return mm(y, q_right.mT if back else q_right) if right else y
 
-    new_nu = b2 * nu + (1 - b2) * jnp.square(rotate(g, back=False))
-    adapted = rotate(x, back=False) / (safe_sqrt(new_nu) + eps)
     # The first call has no bases yet: it answers nothing and keeps its zeros.
     first, t = count == 0, jnp.maximum(count, 1)
+    weight = jnp.where(first, 0.0, 1 - b2)
+    nu = b2 * nu + weight * jnp.square(rotate(g, back=False))
+    adapted = rotate(x, back=False) / (safe_sqrt(nu) + eps)
     size = jnp.sqrt(bias_correction(b2, t, g.dtype)) / bias_correction(b1, t, g.dtype)
     direction = jnp.where(first, 0.0, size * rotate(adapted, back=True))
-    nu = jnp.where(first, nu, new_nu)
     products = (product(g, g.mT) if left else None, product(g.mT, g) if right else None)
     grams = tuple(
         a if p is None else beta * a + (1 - beta) * p
