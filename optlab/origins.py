@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 # Of code that was made at run time, as in dataclasses, or typed in: each cell of a
-# notebook has a file name of its own, and the notebook is one module.
+# notebook has its own file name, and the notebook is one module.
 _NO_FILE = re.compile("^<|[/\\\\]ipykernel_")
 
 

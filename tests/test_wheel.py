@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment of its own: metadata, examples, time to import."""
+"""The wheel alone, in a separate environment: metadata, examples, time to import."""
 
 import email
 import os

@@ -11,7 +11,7 @@ For a matrix `W` of shape `(d_in, d_out)` with gradient `G`::
 It is `optlab.normalize_neurons` behind `optlab.scale_by_muon`. Held against the
 authors' code, zichongli5/NorMuon at commit d45c9a4. Deviations:
 
-* convolutions are seen as matrices first; in theirs the rows of a kernel are neurons.
+* convolutions are matrices first; in the authors' code a kernel's rows are neurons.
 * `eps` is compared with `O` after its scale by the shape, not before.
 * `axis="longer"` is modded-nanogpt's: a number for each place along the longer side.
 

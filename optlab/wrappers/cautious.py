@@ -54,10 +54,10 @@ def cautious(
 
     Args:
       tx: an optimizer or a direction.
-      rescale: `s`. "mean": as above, C-Optim's for AdamW. "sum":
-        `size / (sum(k) + 1)`, theirs for Lion. "live": the entries where `u g` is not
-        0 over those that are kept, so that silent rows of a table do not make the
-        others' steps larger. "none": 1. The first two also by their formulas, as the
+      rescale: `s`. "mean": as above, C-Optim's for AdamW. "sum": C-Optim's for Lion,
+        `size / (sum(k) + 1)`. "live": the entries where `u g` is not 0 over those that
+        are kept, so that silent rows of a table do not make the others' steps larger.
+        "none": 1. The first two also by their formulas, as the
         recorded data have them.
       descends: whether transforms that are not of this library give steps, such as
         `optax.adamw`, and not directions, such as `optax.scale_by_adam`.

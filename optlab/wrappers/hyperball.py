@@ -38,7 +38,7 @@ def hyperball(
 
         W' = W - lr R u / max(|u|_F, eps) ;  W <- W' R / |W'|_F
 
-    A slice of a stack is a matrix of its own. Only the direction of `u` counts, so
+    A slice of a stack is its own matrix. Only the direction of `u` counts, so
     that shape factors and corrections of bias cancel, and there is no weight decay. It
     stands in the place of decay and rate, and returns `W_new - W`, so that nothing may
     scale its updates. For trees of hidden matrices only: tables, where rows need a rate

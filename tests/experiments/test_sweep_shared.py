@@ -59,7 +59,7 @@ def share(tmp_path, workdirs, url):
     """Two launchers share 12 points; the first is killed. What ended, by folder."""
     path = written(tmp_path, axes=rates(12))
     words, environment = command(tmp_path, path, workdirs[0], f"--storage={url}")
-    # On a slow machine the first may end all but a few in a folder of its own.
+    # On a slow machine the first may end all but a few in its own folder.
     least = 5 if workdirs[0] == workdirs[-1] else 2
     first = subprocess.Popen(
         words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
