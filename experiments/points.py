@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
-from scipy.stats import qmc
 
 from experiments import config as configs
 from experiments import parts
@@ -95,6 +94,8 @@ def _one_at_a_time(part: Part) -> Iterator[dict[str, Any]]:
 
 def _halton(part: Part) -> Iterator[dict[str, Any]]:
     """Halton's sequence, without its first point, which is a corner."""
+    from scipy.stats import qmc
+
     sampler = qmc.Halton(max(len(part.axes), 1), scramble=False)
     for places in sampler.fast_forward(1 + part.skip).random(part.trials):
         yield {

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from experiments.data import cifar10, digits
 from experiments.data.order import Process
@@ -93,3 +94,14 @@ def test_digits_are_split_and_ordered_by_the_seed():
     resumed = next(again)
     for name in ("image", "label"):
         np.testing.assert_array_equal(resumed[name], following[name])
+
+
+def test_digits_are_those_that_scikit_learn_loads():
+    ours = digits.load()
+    images = np.concatenate([ours.train_images, ours.validation_images])
+    labels = np.concatenate([ours.train_labels, ours.validation_labels])
+    theirs = datasets.load_digits()
+    shown = {(tuple(x.ravel()), y) for x, y in zip(images, labels, strict=True)}
+    assert shown == {
+        (tuple(x), y) for x, y in zip(theirs.data, theirs.target, strict=True)
+    }
