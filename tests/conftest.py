@@ -22,7 +22,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
@@ -30,6 +30,16 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Runs that tests start must hear a hangup, also where nohup started the tests.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items):
+    """What the tests of a module share is made by one worker."""
+    for item in items:
+        found = getattr(item, "_fixtureinfo", None)
+        for name, made in found.name2fixturedefs.items() if found else ():
+            if made[-1].scope == "module":
+                group = f"{item.location[0]} {name}"
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

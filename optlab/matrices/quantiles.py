@@ -52,9 +52,7 @@ def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
     position = q * (x.shape[-2] * x.shape[-1] - 1)
     rank = math.floor(position)
 
-    def count(limit: jax.Array) -> jax.Array:
-        below = jnp.sum(keys <= limit, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
-        return below
+    count = partial(_at_most, keys)
 
     def halve(step, low):
         # The sign bit is zero, so `bits - 1` of them are left to decide.
@@ -67,3 +65,36 @@ def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
     following = jnp.min(above, axis=(-2, -1), keepdims=True)
     upper = jnp.where(count(low) > rank + 1, lower, following)
     return lower, upper, position - rank
+
+
+def _at_most(keys: jax.Array, limit: jax.Array) -> jax.Array:
+    """How many keys of each matrix are at most so large, shape `(..., 1, 1)`."""
+    rows = _rows_a_byte(keys.shape[-2])
+    if rows < 2:
+        return _sum(keys, limit)
+    return lax.platform_dependent(
+        keys, limit, cpu=partial(_sum_in_bytes, rows), default=_sum
+    )
+
+
+def _sum(keys: jax.Array, limit: jax.Array) -> jax.Array:
+    return jnp.sum(keys <= limit, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+
+
+def _sum_in_bytes(rows: int, keys: jax.Array, limit: jax.Array) -> jax.Array:
+    """The same sum, with so many rows at a time in bytes, one for each column.
+
+    A CPU adds 32 bytes at once, where XLA adds the entries of a matrix one by one: a
+    quantile of 768x2048 entries took 50 ms, and takes 12.
+    """
+    *stack, m, n = keys.shape
+    below = (keys <= limit).reshape(*stack, m // rows, rows, n)
+    columns = jnp.sum(below, axis=-2, dtype=jnp.int8)
+    # XLA would make one sum of both.
+    columns = lax.optimization_barrier(columns)
+    return jnp.sum(columns, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+
+
+def _rows_a_byte(rows: int) -> int:
+    """The most rows that share a byte: a divisor of their number, at most 127."""
+    return max((d for d in range(1, 128) if rows % d == 0), default=1) if rows else 1

@@ -28,7 +28,9 @@ def gaussian(*shape, seed=0):
 
 
 @pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 0.999, 1.0])
-@pytest.mark.parametrize("shape", [(2, 7, 9), (3, 1, 1), (1, 10, 11)])
+@pytest.mark.parametrize(
+    "shape", [(2, 7, 9), (3, 1, 1), (1, 10, 11), (2, 200, 3), (1, 131, 2)]
+)
 def test_the_quantile_is_numpys(q, shape):
     x = np.abs(gaussian(*shape))
     x.flat[::3] = x.flat[0]  # ties
