@@ -21,6 +21,7 @@ from experiments.errors import UserError
 from experiments.inside.line import Line, barrier
 from experiments.inside.run import LookedAt, opened
 from experiments.python_files import load_python_config
+from experiments.records import finite_or_none
 
 _FLAGS = flags.FlagValues()
 _STEP = flags.DEFINE_integer(
@@ -64,11 +65,18 @@ def main(positional: list[str], overrides: list[str]) -> int:
             found = _measure(run, second, steps)
             record = {"step": steps[0], "what": what, "settings": settings}
             looked.add(one, record | found)
-    print(f"loss {found['losses'][0]:.4f} to {found['losses'][-1]:.4f}")
-    print(f"barrier {found['barrier']:.4f}")
+            found = finite_or_none(found)
+    ends = found["losses"][0], found["losses"][-1]
+    print(f"loss {_text(ends[0])} to {_text(ends[1])}")
+    print(f"barrier {_text(found['barrier'])}")
     for name, value in found["layer_barrier"].items():
-        print(f"  {name}: {value:.4f}")
+        print(f"  {name}: {_text(value)}")
     return 0
+
+
+def _text(value: float | None) -> str:
+    """A number; null stands for what was not finite."""
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _known(folder, what, step, settings):

@@ -1,17 +1,19 @@
 """What is seen inside a run, against dense matrices; what the command and report do."""
 
 import json
+import shutil
 
 import jax
 import jax.flatten_util
 import numpy as np
 import pytest
 
+import optlab
 from experiments import config as configs
 from experiments import look, looked, report
 from experiments.errors import UserError
 from experiments.inside import measures
-from experiments.inside.run import opened
+from experiments.inside.run import load_config, opened
 from experiments.reporting.runs import load_runs
 from experiments.trainer import loop
 
@@ -114,6 +116,29 @@ def test_the_numbers_are_those_of_dense_matrices(run):
     assert found["opposing"]["rose"][0]["shown"].startswith("label ")
     kept = found["coherence"]["layer_m_alpha"]
     assert "layers/kernel/0" in kept and "head" in kept
+
+
+def test_a_mesh_gives_the_same_numbers(run, tmp_path):
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("look*"))
+    words = "--steps=2", "--what=coherence,distance", "--config.mesh.data=4"
+    assert do(tmp_path / "copy", *ORDER, *words) == 0
+    for there in looked.read(tmp_path / "copy"):
+        (here,) = [
+            x for x in looked.read(run) if (x["step"], x["what"]) == (2, there["what"])
+        ]
+        for name in {"m_alpha", "distance"} & set(here):
+            assert there[name] == pytest.approx(here[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", optlab.registry.names())
+def test_the_config_of_a_run_is_read_back(name, tmp_path):
+    words = {"optimizer.name": name, "schedule.name": "uba", "train.wandb_project": "x"}
+    config = loaded(words)
+    kept = {"config": config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    found, _ = load_config(tmp_path, ["--config.mesh.data=2"])
+    config.mesh.data = 2
+    assert configs.flatten(found) == configs.flatten(config)
 
 
 def test_what_is_there_is_not_measured_again(run, monkeypatch, capsys):
