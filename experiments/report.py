@@ -68,6 +68,7 @@ def write_report(
         "What was seen inside": inside.table(runs, looks),
         "Examples that a step pulled apart": inside.opposing_table(runs, looks),
         "Barriers between runs": inside.barrier_table(runs, looks),
+        "Groups of classes in turn": inside.groups_table(runs),
     }
     seen = {title: found for title, found in seen.items() if found}
     if seen:

@@ -25,7 +25,7 @@ INSIDE = {
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
     "gradients": "curvature conflict zeroth steps",
-    "inside": "spectrum sharpness examples diagnostics",
+    "inside": "rank spectrum sharpness examples diagnostics",
 }
 # Optimizers that combine others; no other imports one, but for what two share.
 COMBINED = {"hyperballs", "normuon"}
