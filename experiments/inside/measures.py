@@ -98,7 +98,7 @@ class Measurer:
             found = spectrum.spectrum(
                 product, params, key, order=order, draws=self.settings.draws
             )
-            return found, spectrum.density(found, 200)
+            return found, spectrum.density(found, 400)
 
         found, (grid, height) = self._jit("spectrum", ritz)(
             state.params, self._batch, jax.random.key(0)

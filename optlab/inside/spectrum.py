@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 
 from optlab import checks
 from optlab.dtypes import at_least_float32
@@ -103,7 +104,7 @@ def density(found: Spectrum, points: int = 1000) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       The grid `(points,)` in the units of the eigenvalues, a little wider than their
-      range, and the density `(points,)`, whose integral over the grid is 1.
+      range, and the density `(points,)`, mean over each cell; its integral is 1.
 
     Raises:
       ValueError: `points` is no integer of at least 2.
@@ -116,10 +117,12 @@ def density(found: Spectrum, points: int = 1000) -> tuple[jax.Array, jax.Array]:
     variance = 1e-5 * jnp.maximum(1.0, high - low)
     deviation = jnp.sqrt(variance)
     grid = jnp.linspace(low - 5 * deviation, high + 5 * deviation, points)
-    apart = (grid[:, None, None] - values[None]) / deviation
-    heights = jnp.sum(weights[None] * jnp.exp(-jnp.square(apart) / 2), -1)
-    heights = jnp.mean(heights, -1)
-    return grid, heights / (jnp.sum(heights) * (grid[1] - grid[0]))
+    width = grid[1] - grid[0]
+    # Means over the cells of the grid, which may be wider than a peak.
+    edges = jnp.append(grid - width / 2, grid[-1] + width / 2)
+    below = ndtr((edges[:, None, None] - values[None]) / deviation)
+    share = jnp.mean(jnp.sum(weights[None] * jnp.diff(below, axis=0), -1), -1)
+    return grid, share / (jnp.sum(share) * width)
 
 
 def top_eigenvalue(

@@ -92,6 +92,18 @@ def test_density_integrates_to_one_and_has_the_share_of_each_cluster():
     np.testing.assert_allclose(jnp.sum(height) * width, 1, rtol=1e-5)
     share = jnp.sum(jnp.where(grid < 1, height, 0)) * width
     np.testing.assert_allclose(share, 0.75, atol=0.05)
+    # Also where peaks are far narrower than a cell, and where there are few draws.
+    values, weights = np.asarray([[-900.0, 1.0, 77.7]]), np.asarray([[0.2, 0.5, 0.3]])
+    grid, height = lanczos.density(
+        lanczos.Spectrum(
+            jnp.asarray(values, "float32"), jnp.asarray(weights, "float32")
+        ),
+        50,
+    )
+    mass = np.asarray(height) * float(grid[1] - grid[0])
+    for value, weight in zip(values[0], weights[0], strict=True):
+        near = np.abs(np.asarray(grid) - value) < 25
+        np.testing.assert_allclose(mass[near].sum(), weight, atol=1e-4)
 
 
 def test_a_mesh_gives_the_same_numbers_and_keeps_the_layout():
