@@ -221,8 +221,14 @@ def test_mistakes_are_one_line(run, tmp_path):
     own.mkdir()
     content["config"]["model"]["name"] = "mine"
     (own / "config.json").write_text(json.dumps(content))
+    corrupt = tmp_path / "corrupt"
+    shutil.copytree(run, corrupt)
+    for path in (corrupt / "checkpoints" / "1" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
     before = (run / "look.jsonl").read_bytes()
     for words, said in (
+        ((corrupt, "--steps=1"), "checkpoint of step 1 cannot be read"),
         ((), "name at least one"),
         ((tmp_path,), "is no run"),
         ((broken,), "config.json cannot be read"),
