@@ -93,6 +93,18 @@ FIELDS = {
         positive=True,
     ),
     "optimizer.weight_decay": Field(0.1, "decoupled; vectors never decay", low=0),
+    "optimizer.gradient": Field(
+        "exact",
+        "how gradients are made: exact by back-propagation, zeroth from losses alone, "
+        "forward from derivatives along random directions",
+        ("exact", "zeroth", "forward"),
+    ),
+    "optimizer.gradient_samples": Field(
+        1, "random directions of a zeroth or forward gradient", low=1, high=_MANY
+    ),
+    "optimizer.gradient_mu": Field(
+        1e-3, "distance at which zeroth takes the loss on both sides", positive=True
+    ),
     "schedule.name": Field("cosine", "shape of the rates", SCHEDULES.keys()),
     "schedule.warmup_fraction": Field(
         0.0, "share of the steps in which rates rise linearly", low=0, high=0.99
@@ -112,6 +124,18 @@ FIELDS = {
         "steps between checkpoints; there is one at the end too, and where a signal "
         "stops the run; 0: only there",
         low=0,
+    ),
+    "train.keep_checkpoints": Field(
+        2, "checkpoints to keep, the newest ones; 0: all, to look at later", low=0
+    ),
+    "train.fork_run": Field(
+        str,
+        "a run's folder whose weights the training starts from; optimizer, schedule "
+        "and data begin as in any run",
+        is_path=True,
+    ),
+    "train.fork_step": Field(
+        int, "of the checkpoint of fork_run, the newest if not given", low=0
     ),
     "train.max_bad_steps": Field(
         10,

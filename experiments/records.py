@@ -271,3 +271,12 @@ def _step_of(line: bytes) -> int:
 def finite(value: float | None) -> float | None:
     """None for what is not finite, as JSON has no NaN."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN: None stands for what is not finite, at any depth."""
+    if isinstance(value, dict):
+        return {name: finite_or_none(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite_or_none(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

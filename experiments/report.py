@@ -6,6 +6,7 @@ Every folder with a `metrics.jsonl` at or below the ones named is a run; runs th
 differ in rate and seed only are one method, shown at its best rate. `report/` is made
 in the first folder named: `results.md` (a row a method), `results.csv` (a row a run),
 figures as PNG and SVG, and `index.html`, which holds everything and opens offline.
+Of runs that `experiments.look` has looked at there are figures too, and `looks.md`.
 """
 
 import pathlib
@@ -15,7 +16,7 @@ from absl import flags
 
 from experiments import command
 from experiments.config import UserError
-from experiments.reporting import figures, page
+from experiments.reporting import figures, inside, page
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs
 from experiments.reporting.tables import csv_rows, markdown, methods_table, write_csv
@@ -62,7 +63,19 @@ def write_report(
     texts = [{name: text for name, (text, _) in row.items()} for row in rows]
     (folder / "results.md").write_text(markdown(texts), encoding="utf-8")
     write_csv(folder / "results.csv", csv_rows(methods))
-    drawings = figures.drawings(methods)
+    looks = inside.read(runs)
+    seen = {
+        "What was seen inside": inside.table(runs, looks),
+        "Examples that a step pulled apart": inside.opposing_table(runs, looks),
+        "Barriers between runs": inside.barrier_table(runs, looks),
+        "Groups of classes in turn": inside.groups_table(runs),
+    }
+    seen = {title: found for title, found in seen.items() if found}
+    if seen:
+        parts = [f"## {title}\n\n{markdown(found)}" for title, found in seen.items()]
+        (folder / "looks.md").write_text("\n".join(parts), encoding="utf-8")
+        write_csv(folder / "looks.csv", next(iter(seen.values())))
+    drawings = figures.drawings(methods) | inside.drawings(methods, looks)
     inline = {}
     for name, drawing in drawings.items():
         made = figures.draw_all([drawing], methods)
@@ -74,7 +87,7 @@ def write_report(
         inline[drawing.title] = text
     both = [drawings[name] for name in ("loss_steps", "loss_seconds")]
     figures.save(figures.draw_all(both, methods), folder / "losses.png", dpi=150)
-    text = page.build(rows, table(runs), inline, base)
+    text = page.build(rows, table(runs), inline, base, seen)
     (folder / "index.html").write_text(text, encoding="utf-8")
     return folder / "losses.png"
 

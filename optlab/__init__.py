@@ -7,6 +7,7 @@ from optlab import sharding as sharding
 from optlab.compose import by_role as by_role
 from optlab.compose import current_learning_rate as current_learning_rate
 from optlab.describe import describe as describe
+from optlab.gradients import conflict as conflict
 from optlab.gradients.curvature import hvp as hvp
 from optlab.gradients.curvature import is_hessian_step as is_hessian_step
 from optlab.gradients.curvature import rademacher_like as rademacher_like
@@ -16,7 +17,14 @@ from optlab.gradients.curvature import (
 from optlab.gradients.curvature import (
     value_grad_and_periodic_hessian_diag as value_grad_and_periodic_hessian_diag,
 )
+from optlab.gradients.steps import normalized_newton_step as normalized_newton_step
+from optlab.gradients.steps import target_step as target_step
+from optlab.gradients.zeroth import blocks_in_turn as blocks_in_turn
+from optlab.gradients.zeroth import forward_value_and_grad as forward_value_and_grad
+from optlab.gradients.zeroth import keep_if_better as keep_if_better
+from optlab.gradients.zeroth import zo_value_and_grad as zo_value_and_grad
 from optlab.inject import inject_hyperparams as inject_hyperparams
+from optlab.laws import step_law as step_law
 from optlab.matrices.coefficients.presets import fit_coefficients as fit_coefficients
 from optlab.matrices.orthogonalize import orthogonalize as orthogonalize
 from optlab.optimizers.adahessian import adahessian as adahessian

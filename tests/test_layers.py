@@ -9,7 +9,7 @@ import optlab
 ROOT = pathlib.Path(optlab.__file__).parent
 # Each may import those of earlier lines, and those before it on its own line.
 ORDER = [
-    "dtypes checks schedules gradients inject origins",
+    "dtypes checks schedules laws gradients inject origins",
     "roles",
     "state matrices leaves options decay describe compose",
     "sharding wrappers",
@@ -24,6 +24,8 @@ INSIDE = {
     "buckets factors norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
+    "gradients": "curvature conflict zeroth steps",
+    "inside": "rank spectrum sharpness examples diagnostics",
 }
 # Optimizers that combine others; no other imports one, but for what two share.
 COMBINED = {"hyperballs", "normuon"}

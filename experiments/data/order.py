@@ -7,6 +7,9 @@ import grain
 import jax
 import numpy as np
 
+# More examples than any run reads.
+_MANY = 2**48
+
 
 class Process(NamedTuple):
     """One of the processes that share every batch."""
@@ -60,8 +63,38 @@ def shuffled_batches(
     Raises:
       ValueError: if the processes cannot share a batch, or the seed is out of range.
     """
-    rows = (process or Process.this()).rows(batch_size)
     numbers = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    return _batches(numbers, gather, batch_size, process)
+
+
+def ordered_batches(
+    gather: Callable[[np.ndarray], Any],
+    batch_size: int,
+    process: Process | None = None,
+) -> grain.DatasetIterator:
+    """Batches of examples that the caller puts in order, without end.
+
+    Args:
+      gather: `(n,)` places in the order, from 0 -> their batch, any tree of arrays.
+      batch_size: as of `shuffled_batches`.
+      process: likewise.
+
+    Returns:
+      A grain iterator, as of `shuffled_batches`.
+
+    Raises:
+      ValueError: if the processes cannot share a batch.
+    """
+    return _batches(grain.MapDataset.range(_MANY), gather, batch_size, process)
+
+
+def _batches(
+    numbers: grain.MapDataset,
+    gather: Callable[[np.ndarray], Any],
+    batch_size: int,
+    process: Process | None,
+) -> grain.DatasetIterator:
+    rows = (process or Process.this()).rows(batch_size)
     # What is without end has no remainder; rounded up, batches of one are too many.
     batches = numbers.batch(batch_size, drop_remainder=True)
     batches = batches.map(lambda chosen: gather(chosen[rows]))

@@ -43,10 +43,14 @@ class Perceptron(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
+    def features(self, images):
+        """The last hidden layer, `(batch, width)`."""
+        x = self.embed(images.reshape(len(images), -1).astype(self.dtype))
+        return run_stack(self.layers, x, self.remat)
+
     def __call__(self, images):
         """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
-        x = self.embed(images.reshape(len(images), -1).astype(self.dtype))
-        x = run_stack(self.layers, x, self.remat)
+        x = self.features(images)
         return add(x @ self.head[...].astype(self.dtype), self.head_bias)
 
 

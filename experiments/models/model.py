@@ -71,8 +71,21 @@ class Model:
 
     def apply(self, params: dict, inputs: jax.Array) -> jax.Array:
         """The module's output."""
+        return self._module(params)(inputs)
+
+    def attention_logits(self, params: dict, inputs: jax.Array) -> jax.Array | None:
+        """The largest absolute logit under each layer's softmax, `(layers,)`.
+
+        None for a model without attention.
+        """
+        module = self._module(params)
+        if not hasattr(module, "residual"):
+            return None
+        return largest_in_stack(module.layers, module.residual(inputs))
+
+    def _module(self, params: dict) -> nnx.Module:
         # As words, the tenth layer of a list would come before the second.
-        return nnx.merge(self._graph, nnx.restore_int_paths(params))(inputs)
+        return nnx.merge(self._graph, nnx.restore_int_paths(params))
 
 
 def _check_variables(abstract: nnx.Module) -> None:
@@ -118,6 +131,11 @@ class Classifier(Model):
         super().__init__(
             functools.partial(self.module(config, classes, shape), **options)
         )
+
+    def features(self, params: dict, images: jax.Array) -> jax.Array | None:
+        """The last hidden layer, `(batch, width)`; None where the family has none."""
+        module = self._module(params)
+        return module.features(images) if hasattr(module, "features") else None
 
     def module(
         self,
@@ -189,3 +207,13 @@ def run_stack(
         return (nnx.remat(call) if remat else call)(block, x)
 
     return forward(x, blocks)
+
+
+def largest_in_stack(blocks: nnx.Module, x: jax.Array) -> jax.Array:
+    """`largest_logit` of each block of a stack, `(blocks,)`."""
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def forward(x, block):
+        return block(x), block.largest_logit(x)
+
+    return forward(x, blocks)[1]

@@ -135,21 +135,38 @@ class Attention(nnx.Module):
         self.style = style
         self.dtype = dtype
 
-    def __call__(self, x):
-        """Mixes `(batch, time, width)` over time."""
-        by_head = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
-        query, key, value = (
-            add(x @ weight[...].astype(self.dtype), bias).reshape(by_head)
+    def _query_and_key(self, x):
+        """As they are multiplied, `(batch, time, heads, head)`."""
+        query, key = (
+            self._by_head(add(x @ weight[...].astype(self.dtype), bias))
             for weight, bias in (
                 (self.query, self.query_bias),
                 (self.key, self.key_bias),
-                (self.value, self.value_bias),
             )
         )
         if self.style.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.style.rotary:
             query, key = rotate(query), rotate(key)
+        return query, key
+
+    def _by_head(self, x):
+        return x.reshape(*x.shape[:2], self.heads, x.shape[-1] // self.heads)
+
+    def largest_logit(self, x):
+        """The largest absolute value under the softmax, a float32 scalar."""
+        query, key = (y.astype(jnp.float32) for y in self._query_and_key(x))
+        logits = jnp.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(query.shape[-1])
+        if self.style.causal:
+            seen = np.tri(x.shape[1], dtype=bool)[None, None]
+            logits = jnp.where(seen, logits, 0)
+        return jnp.max(jnp.abs(logits))
+
+    def __call__(self, x):
+        """Mixes `(batch, time, width)` over time."""
+        query, key = self._query_and_key(x)
+        value = add(x @ self.value[...].astype(self.dtype), self.value_bias)
+        value = self._by_head(value)
         mixed = jax.nn.dot_product_attention(
             query, key, value, is_causal=self.style.causal
         )
@@ -171,6 +188,10 @@ class Block(nnx.Module):
         """Maps the residual stream `(batch, time, width)`."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
+
+    def largest_logit(self, x):
+        """That of the attention, given the residual stream."""
+        return self.attention.largest_logit(self.attention_norm(x))
 
 
 class Decoder(nnx.Module):
@@ -196,12 +217,16 @@ class Decoder(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, tokens):
-        """Logits `(batch, time, vocabulary)` of tokens `(batch, time)`."""
+    def residual(self, tokens):
+        """What the first block is given."""
         x = self.embed[...].astype(self.dtype)[tokens]
         if self.positions is not None:
             x += self.positions[None, : tokens.shape[1]].astype(self.dtype)
-        x = self.norm(run_stack(self.layers, x, self.remat))
+        return x
+
+    def __call__(self, tokens):
+        """Logits `(batch, time, vocabulary)` of tokens `(batch, time)`."""
+        x = self.norm(run_stack(self.layers, self.residual(tokens), self.remat))
         head = self.embed[...].T if self.head is None else self.head[...]
         return x @ head.astype(self.dtype)
 

@@ -44,15 +44,23 @@ class Encoder(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, images):
-        """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
+    def residual(self, images):
+        """What the first block is given."""
         batch, height, width, channels = images.shape
         grid = (batch, _GRID, height // _GRID, _GRID, width // _GRID, channels)
         patches = images.reshape(grid).transpose(0, 1, 3, 2, 4, 5)
         x = patches.reshape(batch, _GRID**2, -1).astype(self.dtype)
         x = add(x @ self.embed[...].astype(self.dtype), self.embed_bias)
-        x = x + self.positions[None].astype(self.dtype)
-        x = self.norm(run_stack(self.layers, x, self.remat)).mean(1)
+        return x + self.positions[None].astype(self.dtype)
+
+    def features(self, images):
+        """The last hidden layer, `(batch, width)`."""
+        x = self.residual(images)
+        return self.norm(run_stack(self.layers, x, self.remat)).mean(1)
+
+    def __call__(self, images):
+        """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
+        x = self.features(images)
         return add(x @ self.head[...].astype(self.dtype), self.head_bias)
 
 

@@ -36,6 +36,7 @@ def build(
     runs: Sequence[Mapping[str, str]],
     figures: Mapping[str, str],
     baseline: Method,
+    more: Mapping[str, Sequence[Mapping[str, str]]],
 ) -> str:
     """The page's text.
 
@@ -44,6 +45,7 @@ def build(
       runs: from `runs_table`.
       figures: title -> SVG.
       baseline: that the methods are compared with.
+      more: title -> rows of a table that is folded up at the end.
     """
     loss = baseline.loss
     reached = (
@@ -74,6 +76,11 @@ def build(
         ),
         "count": str(len(runs)),
         "runs": _runs(runs),
+        "more": "".join(
+            f"<details><summary>{html.escape(title)}</summary>"
+            f'<div class="wide">{_runs(found)}</div></details>'
+            for title, found in more.items()
+        ),
     }
     template = _TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"{{(\w+)}}", lambda found: filled[found[1]], template)

@@ -16,6 +16,10 @@ _FIELDS = (
 )
 
 
+# Of an evaluation besides: the accuracy on each group of classes, and their rank.
+_BY_GROUP = ("val_accuracy_", "val_effective_rank")
+
+
 class Kept(NamedTuple):
     """What is left of a run's records.
 
@@ -85,6 +89,9 @@ def keep(records: Iterable[dict[str, Any]], *, losses: bool = False) -> Kept:
         rates = record.get("learning_rate")
         rate = rates.get("learning_rate") if isinstance(rates, dict) else None
         known = {name: number(record.get(name)) for name in _FIELDS}
+        if "val_loss" in record:
+            own = [name for name in record if name.startswith(_BY_GROUP)]
+            known |= {name: number(record[name]) for name in own}
         known |= {"step": step, "learning_rate": number(rate)}
         few = {name: value for name, value in known.items() if value is not None}
         (evaluations if "val_loss" in few else others).add(few)

@@ -5,7 +5,8 @@ A task has `init(key) -> params` (a plain nested dictionary),
 scalars of an evaluation batch with `loss` among them, `roles`, the optimizer's rule,
 `train_iterator(seed, process)` (with `get_state` and `set_state`; this process's rows
 of each batch), `eval_batches()`, `tokens_per_batch`, `digest`, the hash of its data,
-and `files`, one of each file that may change by its name ({} of other data).
+and `files`, one of each file that may change by its name ({} of other data). It may
+have `largest_logits(params, batch)` for the diagnostics.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import ml_collections
 
 from experiments.arguments import accepted
 from experiments.tasks.classification import Classification
+from experiments.tasks.in_turn import ClassesInTurn
 from experiments.tasks.language_model import LanguageModel
 from optlab.origins import refuse_other
 
@@ -64,3 +66,4 @@ def build(config: ml_collections.ConfigDict) -> Any:
 
 register("language_model", LanguageModel)
 register("classification", Classification)
+register("classes_in_turn", ClassesInTurn)

@@ -7,6 +7,7 @@ import ml_collections
 import optlab
 from experiments import data, models
 from experiments.data.order import Process
+from experiments.tasks import logits
 from experiments.tasks.cross_entropy import cross_entropy, with_z_loss
 
 # He et al. 2016, 4.2: four pixels of zeros on each side, a crop of the old size.
@@ -63,9 +64,9 @@ class Classification:
         return self.model.init(key)
 
     def _losses(self, params, images, labels):
-        logits = self.model.apply(params, images)
-        loss, normalizer = cross_entropy(logits, labels)
-        accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+        outputs = self.model.apply(params, images)
+        loss, normalizer = cross_entropy(outputs, labels)
+        accuracy = jnp.mean((jnp.argmax(outputs, -1) == labels).astype(jnp.float32))
         return loss, normalizer, accuracy
 
     def _normalized(self, images):
@@ -95,6 +96,12 @@ class Classification:
         images = self._normalized(batch["image"])
         loss, _, accuracy = self._losses(params, images, batch["label"])
         return {"loss": loss, "accuracy": accuracy}
+
+    def largest_logits(self, params, batch) -> dict[str, dict[str, jax.Array]]:
+        """Those of `logits.largest_logits` for a batch to train on."""
+        return logits.largest_logits(
+            self.model, params, self._normalized(batch["image"])
+        )
 
     def train_iterator(self, seed: int, process: Process | None = None):
         """Endless batches `{"image", "label"}`; `get_state`, `set_state` resume.

@@ -7,6 +7,7 @@ import numpy as np
 import optlab
 from experiments import data, models
 from experiments.data.order import Process
+from experiments.tasks import logits
 from experiments.tasks.cross_entropy import cross_entropy, with_z_loss
 
 _EVAL_BATCH = 32
@@ -62,6 +63,10 @@ class LanguageModel:
     def eval_metrics(self, params, batch) -> dict[str, jax.Array]:
         """`loss` of one evaluation batch: mean cross-entropy in nats per token."""
         return {"loss": self._losses(params, batch)[0]}
+
+    def largest_logits(self, params, batch) -> dict[str, dict[str, jax.Array]]:
+        """Those of `logits.largest_logits` for a batch to train on."""
+        return logits.largest_logits(self.model, params, batch[:, :-1])
 
     def train_iterator(self, seed: int, process: Process | None = None):
         """Endless batches `(rows, context + 1)`; `get_state`, `set_state` resume.

@@ -12,25 +12,21 @@ renamed.
 """
 
 import errno
-import json
 import logging
-import math
 import os
 import pathlib
 import re
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.trainer import restacking
-from experiments.trainer.state import TrainState, leaf_names, tree_bytes
+from experiments.trainer import checksums, restacking
+from experiments.trainer.state import TrainState, tree_bytes
 
 KEEP = 2
 # Fields of `TrainState` that are items by themselves; the others are one together.
@@ -55,6 +51,7 @@ class Checkpoints:
       folder: where they lie, one folder a step; the same in all processes.
       say: takes a line for the user.
       read_only: leave the folder as it is, for a run may be at work there.
+      keep: how many to keep, the newest ones; 0: all.
     """
 
     def __init__(
@@ -63,7 +60,9 @@ class Checkpoints:
         say: Callable[[str], None],
         *,
         read_only: bool = False,
+        keep: int = KEEP,
     ):
+        self._keep = keep
         self.folder = folder.absolute()
         self._say = say
         self._read_only = read_only
@@ -79,7 +78,7 @@ class Checkpoints:
             logging.getLogger("absl").setLevel(logging.CRITICAL)
             _hush_abandoned()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=None if self._read_only else KEEP,
+                max_to_keep=None if self._read_only else self._keep or None,
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
             )
@@ -105,11 +104,11 @@ class Checkpoints:
         items = _items(_without_key(state))
         step = int(state.step)
         buckets = restacking.buckets_of(state.opt_state)
-        checksums = _checksums(items) | {
-            "data": _place_checksum(step, position),
-            "buckets": _place_checksum(step, buckets),
+        words = checksums.of_arrays(items) | {
+            "data": checksums.of_place(step, position),
+            "buckets": checksums.of_place(step, buckets),
         }
-        place = {"data": position, "checksums": checksums, "buckets": buckets}
+        place = {"data": position, "checksums": words, "buckets": buckets}
         self.wait()
         try:
             self.folder.mkdir(exist_ok=True)
@@ -185,6 +184,28 @@ class Checkpoints:
             self._say(f"checkpoint of step {step} is spoilt: {reason}")
         return None
 
+    def read(
+        self,
+        step: int,
+        abstract: TrainState,
+        *,
+        only: Sequence[str] = (*_ALONE, "rest"),
+    ) -> tuple[TrainState, dict]:
+        """The checkpoint of a step; the folder stays as it is.
+
+        Args:
+          step: one of `steps()`.
+          abstract: as of `restore`.
+          only: likewise.
+
+        Raises:
+          CheckpointError: the machine cannot read it, or it is corrupt.
+        """
+        try:
+            return self._restore(step, abstract, set(only))
+        except Exception as error:  # whatever a corrupt file makes orbax raise
+            raise _plain(error, self.folder / str(step)) from error
+
     def _set_aside(self, corrupt: dict[int, str]) -> None:
         """Renames corrupt checkpoints, now that there is a whole one."""
         for step, reason in corrupt.items():
@@ -212,7 +233,7 @@ class Checkpoints:
         asked = {name: args.StandardRestore(item) for name, item in wanted.items()}
         found = read(step, args=args.Composite(**asked))
         items = {name: found[name] for name in wanted}
-        for name, is_now in _checksums(items).items():
+        for name, is_now in checksums.of_arrays(items).items():
             if is_now != place["checksums"][name]:
                 raise ValueError(f"{name} is not what was saved")
         # A checkpoint that is older than these checksums has none.
@@ -221,7 +242,7 @@ class Checkpoints:
             ("buckets", buckets, "the list of buckets"),
         ):
             saved = place["checksums"].get(name)
-            if saved is not None and saved != _place_checksum(step, told):
+            if saved is not None and saved != checksums.of_place(step, told):
                 raise ValueError(f"{what} is not what was saved")
         state = abstract._replace(**items.pop("rest", {}))
         if "rest" in names:
@@ -359,36 +380,3 @@ def _without_key(state: TrainState) -> TrainState:
 
 def _with_key(arrays: TrainState) -> TrainState:
     return arrays._replace(key=jax.random.wrap_key_data(arrays.key))
-
-
-def _place_checksum(step: int, told: Any) -> int:
-    """One word of the place in the data, say, and of the step that it belongs to."""
-    return zlib.crc32(json.dumps([step, told], sort_keys=True).encode())
-
-
-def _checksums(arrays: Any) -> dict[str, int]:
-    """One word per array, by its path; the same on any mesh."""
-    sums = jax.device_get(_sum_all(jax.tree.leaves(arrays)))
-    return dict(zip(leaf_names(arrays), map(int, sums), strict=True))
-
-
-@jax.jit
-def _sum_all(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_checksum(leaf) for leaf in leaves]
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """Sum of an array's words, each times an odd number of its own, modulo 2^32.
-
-    An odd factor has an inverse, so no change of a single word goes unnoticed, and
-    integers are added exactly in any order.
-    """
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(x, f"uint{min(32, 8 * x.dtype.itemsize)}")
-    words = words.astype(jnp.uint32)
-    place = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        stride = np.uint32(math.prod(words.shape[axis + 1 :]) % 2**32)
-        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
     "train.max_bad_steps",
     "train.diagnostics_every",
     "train.wandb_project",

@@ -9,19 +9,18 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from experiments import choices, records
 from experiments.config import UserError
 from experiments.trainer import extension, identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints
-from experiments.trainer.metrics import MetricsWriter, check_wandb, finite_or_none
+from experiments.trainer.metrics import MetricsWriter, check_wandb
 from experiments.trainer.profiler import Profiler
 from experiments.trainer.program import Program, make_program
 from experiments.trainer.progress import Progress
 from experiments.trainer.signals import STOPPED, StopRequests, stop_requests
-from experiments.trainer.state import leaf_names, tree_bytes
+from experiments.trainer.state import by_layer, leaf_names, tree_bytes
 from experiments.trainer.workdir import (
     Follower,
     Workdir,
@@ -118,7 +117,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
     state, _ = found
     values = program.evaluator(program.task.eval_batches())(state.params)
     if jax.process_index() == 0:
-        print(json.dumps({"step": int(state.step), **finite_or_none(values)}))
+        print(json.dumps({"step": int(state.step), **records.finite_or_none(values)}))
     return 0
 
 
@@ -150,7 +149,10 @@ class _Run:
             self.progress = stack.enter_context(
                 contextlib.closing(Progress(folder.path, steps, quiet=quiet))
             )
-            self.checkpoints = Checkpoints(folder.checkpoints, self.progress.line)
+            self.checkpoints = Checkpoints(
+                *(folder.checkpoints, self.progress.line),
+                keep=self.config.train.keep_checkpoints,
+            )
             stack.enter_context(contextlib.closing(self.checkpoints))
             chosen = {"only": ("params", "rest")} if reset_optimizer else {}
             begun = self.checkpoints.restore(self.program.abstract, **chosen)
@@ -192,7 +194,7 @@ class _Run:
 
     def _write_result(self) -> None:
         self.result["total_seconds"] = time.perf_counter() - self.started
-        self.folder.write_json("result.json", finite_or_none(self.result))
+        self.folder.write_json("result.json", records.finite_or_none(self.result))
 
     def _check_start(self, after: int) -> None:
         """Refuses to begin at the first step where a run has been, or behind the last.
@@ -306,7 +308,7 @@ class _Run:
             save = self._due(train.checkpoint_every, done) or stops
             if result["reason"] != "diverged":
                 if self._due(train.eval_every, done) or save or layers:
-                    emit(done, values | _by_layer(layers))
+                    emit(done, values | by_layer(layers))
                 elif done % self.log_every == 0:
                     pending = (done, values)
             if result["reason"] == "diverged":
@@ -373,18 +375,6 @@ class _Run:
         if bad_steps >= self.config.train.max_bad_steps:
             result["reason"] = "diverged"
         return record
-
-
-def _by_layer(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The layers' numbers as scalars: those of a stacked leaf by their place in it."""
-    return {
-        name: {
-            "/".join((path, *map(str, place))): array[place]
-            for path, array in jax.device_get(found).items()
-            for place in np.ndindex(array.shape)
-        }
-        for name, found in values.items()
-    }
 
 
 def _note(result: dict[str, Any], val_loss: float) -> None:

@@ -19,14 +19,6 @@ from tensorboardX.proto import event_pb2, summary_pb2
 from experiments import records
 from experiments.config import UserError
 
-
-def finite_or_none(value: Any) -> Any:
-    """JSON has no NaN: None stands for what is not finite, at any depth."""
-    if isinstance(value, dict):
-        return {name: finite_or_none(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # TensorBoard's file is put on the disk this often; the other one after each record.
 _SECONDS_BETWEEN_FLUSHES = 30
 
@@ -67,7 +59,7 @@ class MetricsWriter:
         Args:
           record: scalars by name, or dictionaries of them.
         """
-        self._file.write(json.dumps(finite_or_none(record)) + "\n")
+        self._file.write(json.dumps(records.finite_or_none(record)) + "\n")
         self._file.flush()
         scalars = {
             tag: value

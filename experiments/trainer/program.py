@@ -5,16 +5,19 @@ import traceback
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 import optlab
 from experiments import choices, tasks
 from experiments import config as configs
 from experiments.errors import UserError, one_line
 from experiments.schedules import make_schedule
-from experiments.trainer import memory
+from experiments.trainer import fork, memory
 from experiments.trainer import optimizer as optimizers
+from experiments.trainer.gradient import Gradient
 from experiments.trainer.layout import Layout
 from experiments.trainer.state import TrainState, init_state
 from experiments.trainer.step import batches_per_step, make_diagnose, make_train_step
@@ -51,7 +54,11 @@ class Program:
         schedule = make_schedule(config)
         needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
         self.batches_per_step = batches_per_step(needs)
+        section = config.optimizer
         options = {
+            "gradient": Gradient(
+                *(section.gradient, section.gradient_samples, section.gradient_mu)
+            ),
             "needs": needs,
             "hessian_interval": kwargs.get("hessian_interval", 1),
             "accumulate": train.accumulate,
@@ -96,7 +103,12 @@ class Program:
     def first_state(self) -> TrainState:
         """The state before the first step, made where it lies."""
         make = self.layout.init(self._init, self.abstract)
-        return make(np.uint32(self.config.seed))
+        state = make(np.uint32(self.config.seed))
+        if self.config.train.fork_run is None:
+            return state
+        params = fork.params(self.config, self.abstract)
+        ema = optax.tree.cast(params, jnp.float32) if state.ema else ()
+        return self.fresh_optimizer(state._replace(params=params, ema=ema))
 
     def fresh_optimizer(self, state: TrainState) -> TrainState:
         """The state with the optimizer's part as before the first step."""
@@ -152,6 +164,7 @@ def _attempt(config: ml_collections.ConfigDict, trace: bool) -> Program:
     program = Program(config)
     if trace:
         memory.check(program.abstract)
+        fork.check(config)
         program.trace()
     return program
 

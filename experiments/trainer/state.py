@@ -1,9 +1,10 @@
 """What a training run carries from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab.roles import leaf_name
@@ -57,3 +58,15 @@ def leaf_names(tree) -> list[str]:
 def tree_bytes(tree) -> int:
     """Bytes of all arrays, or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def by_layer(values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The layers' numbers as scalars: those of a stacked leaf by their place in it."""
+    return {
+        name: {
+            "/".join((path, *map(str, place))): array[place]
+            for path, array in jax.device_get(found).items()
+            for place in np.ndindex(array.shape)
+        }
+        for name, found in values.items()
+    }

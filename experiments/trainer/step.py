@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import optlab
+from experiments.trainer.gradient import EXACT, Gradient
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
 from optlab.inside.diagnostics import layer_diagnostics
@@ -22,12 +23,17 @@ def batches_per_step(needs: tuple[str, ...]) -> int:
 
 
 def _make_gradients(
-    loss_fn: Callable, needs: tuple[str, ...], interval: int, axis: str | None
+    loss_fn: Callable,
+    gradient: Gradient,
+    needs: tuple[str, ...],
+    interval: int,
+    axis: str | None,
 ):
     """How one microbatch gives the gradient and all that the optimizer needs besides.
 
     Args:
       loss_fn: the task's.
+      gradient: how gradients are made.
       needs: some of `SUPPLIES`.
       interval: updates that one Hessian diagonal serves.
       axis: of `pmap`, whose devices each have rows of their own.
@@ -36,7 +42,7 @@ def _make_gradients(
       `f(params, batches, key, count) -> (loss, aux), gradients, extra arguments`, with
       `count` the updates that the optimizer has made.
     """
-    plain = jax.value_and_grad(loss_fn, has_aux=True)
+    plain = gradient.maker(loss_fn)
     curved = optlab.value_grad_and_periodic_hessian_diag(
         loss_fn, interval, has_aux=True
     )
@@ -45,16 +51,17 @@ def _make_gradients(
         extra = {}
         # The probe is the same everywhere, since its products are averaged.
         own = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
+        probe_key = jax.random.fold_in(key, 1)
         if "hessian_diag" in needs:
-            probe_key = jax.random.fold_in(key, 1)
             value, grads, extra["hessian_diag"] = curved(
                 params, probe_key, count, batches[0], own
             )
         else:
-            value, grads = plain(params, batches[0], own)
+            value, grads = plain(params, probe_key, batches[0], own)
         if "other_grads" in needs:
             other_key = jax.random.fold_in(own, 2)
-            _, extra["other_grads"] = plain(params, batches[1], other_key)
+            other_probe = jax.random.fold_in(key, 3)
+            _, extra["other_grads"] = plain(params, other_probe, batches[1], other_key)
         return value, grads, extra
 
     return gradients
@@ -86,6 +93,7 @@ class Prepared(NamedTuple):
 def make_prepare(
     task,
     *,
+    gradient: Gradient = EXACT,
     needs: tuple[str, ...] = (),
     hessian_interval: int = 1,
     accumulate: int = 1,
@@ -98,6 +106,7 @@ def make_prepare(
 
     Args:
       task: what is trained.
+      gradient: how gradients are made.
       needs: the registry entry's extra arguments.
       hessian_interval: updates that one Hessian diagonal serves, as the optimizer has
         it.
@@ -117,7 +126,14 @@ def make_prepare(
     for name in needs:
         if name not in SUPPLIES:
             raise ValueError(f"no training step supplies {name}")
-    gradients_of = _make_gradients(task.loss, needs, hessian_interval, axis)
+    if "hessian_diag" in needs and gradient.kind != "exact":
+        raise ValueError(
+            f"optimizer.gradient: given {gradient.kind!r}, allowed 'exact' with an "
+            "optimizer that needs hessian_diag"
+        )
+    gradients_of = _make_gradients(
+        *(task.loss, gradient, needs, hessian_interval, axis)
+    )
 
     def gradients(params, batches, key, count):
         if accumulate == 1:
@@ -276,10 +292,10 @@ def make_diagnose(
 
     Returns:
       `diagnose(state, batches, peaks)`, the values of
-      `optlab.diagnostics.layer_diagnostics`; of a gradient that is not finite, those
-      of zero.
+      `optlab.diagnostics.layer_diagnostics`, and of the task's `largest_logits` if it
+      has that; of a gradient that is not finite, those of zero.
     """
-    prepare = make_prepare(task, **options)
+    prepare, axis = make_prepare(task, **options), options.get("axis")
 
     def diagnose(state, batches, peaks):
         prepared = prepare(state, batches)
@@ -289,12 +305,19 @@ def make_diagnose(
         )
         before = set_rates(state.opt_state, peaks, schedule(state.step))
         updates, after = tx.update(grads, before, state.params, **extra)
-        return layer_diagnostics(
+        values = layer_diagnostics(
             *(grads, updates, state.params, before, after),
             roles=task.roles,
             arguments=arguments,
             extra=extra,
         )
+        return values | logits(state.params, batches[0])
+
+    def logits(params, batch):
+        if not hasattr(task, "largest_logits"):
+            return {}
+        found = task.largest_logits(params, batch)
+        return found if axis is None else jax.lax.pmax(found, axis)
 
     return diagnose
 

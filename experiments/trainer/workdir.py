@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import records
+from experiments import looked, records
 from experiments.config import UserError, base, flatten
 from experiments.trainer import extension, identity
 from experiments.trainer.lock import lock
@@ -24,7 +24,7 @@ from experiments.trainer.signals import STOPPED
 # All that a run writes, and `overwrite` removes.
 _FILES = (
     *("config.json", records.NAME, "result.json", "log.txt"),
-    *("tensorboard", "checkpoints", "wandb_id"),
+    *("tensorboard", "checkpoints", "wandb_id", looked.NAME),
 )
 # What a fresh optimizer state allows to change besides.
 _OF_OPTIMIZER = ("optimizer.", *extension.FIELDS)

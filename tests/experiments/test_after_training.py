@@ -54,6 +54,8 @@ def test_layers_and_a_trace_are_on_record(finished):
     assert looked == [4, 8]
     names = set(records[3]["layer_update_ratio"])
     assert {"embed", "layers/mlp/gate/0", "layers/mlp/gate/1"} <= names
+    assert set(records[3]["largest_attention_logit"]) == {"layers/0", "layers/1"}
+    assert 0 < records[3]["largest_output_logit"]["logits"] < 100
     assert list((finished / "profile").rglob("*.xplane.pb"))
     log = (finished / "log.txt").read_text()
     assert "memory: parameters 136 kB, optimizer state 272 kB" in log

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.trainer import checkpoints
+from experiments.trainer import checksums
 from experiments.trainer.checkpoints import CheckpointError, Checkpoints
 from experiments.trainer.state import TrainState, leaf_names
 from optlab import sharding
@@ -147,14 +147,14 @@ def test_a_folder_that_cannot_be_written_is_one_plain_error(tmp_path):
 
 def test_any_changed_bit_changes_the_checksum():
     state = state_of(1)._replace(key=jnp.zeros(2, jnp.uint32))
-    before = checkpoints._checksums(state)
+    before = checksums.of_arrays(state)
     assert list(before) == leaf_names(state)
     rng = np.random.default_rng(0)
     for _ in range(40):
         words = np.asarray(state.params["a"]).view(np.uint32).copy()
         words[rng.integers(16), rng.integers(8)] ^= np.uint32(1) << rng.integers(32)
         changed = state._replace(params=state.params | {"a": words.view(np.float32)})
-        after = checkpoints._checksums(changed)
+        after = checksums.of_arrays(changed)
         assert {name for name in before if before[name] != after[name]} == {"params/a"}
     # Against the same sum in Python's own integers.
     words = np.asarray(state.params["a"]).view(np.uint32).ravel().tolist()

@@ -8,6 +8,7 @@ import pytest
 import optlab
 from experiments import config as configs
 from experiments.models import MODELS, gpt2, llama
+from experiments.tasks.logits import largest_logits
 
 SMALL = {"width": 16, "layers": 3, "heads": 2, "hidden": 24}
 FAMILIES = ["llama", "gpt2"]
@@ -47,8 +48,11 @@ def mlp(x, part):
     return x @ part["down"] + part["down_bias"]
 
 
-def blocks(x, layers, heads, rotary, causal):
-    """The residual stream `(time, width)` after all layers."""
+def blocks(x, layers, heads, *, rotary, causal, largest):
+    """The residual stream `(time, width)` after all layers.
+
+    The largest absolute score of each layer goes into `largest`.
+    """
     time, width = x.shape
     size = width // heads
     turn = 1.0
@@ -59,7 +63,7 @@ def blocks(x, layers, heads, rotary, causal):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
         attention = layer["attention"]
         normed = norm(x, layer["attention_norm"])
-        outputs = []
+        outputs, seen = [], []
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
             q, k, v = (
@@ -73,21 +77,25 @@ def blocks(x, layers, heads, rotary, causal):
             scores = (q @ k.conj().T).real / np.sqrt(size)
             if causal:
                 scores[np.triu_indices(time, 1)] = -np.inf
+            seen.append(np.abs(scores[np.isfinite(scores)]).max())
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             outputs.append(weights / weights.sum(-1, keepdims=True) @ v)
+        largest.append(max(seen))
         x = x + np.concatenate(outputs, -1) @ attention["out"]
         x = x + attention.get("out_bias", 0.0)
         x = x + mlp(norm(x, layer["mlp_norm"]), layer["mlp"])
     return x
 
 
-def decoder(params, tokens, heads):
+def decoder(params, tokens, heads, largest):
     """Logits of one window."""
     x = params["embed"][tokens]
     learned = "positions" in params
     if learned:
         x = x + params["positions"][: len(tokens)]
-    x = blocks(x, params["layers"], heads, rotary=not learned, causal=True)
+    x = blocks(
+        x, params["layers"], heads, rotary=not learned, causal=True, largest=largest
+    )
     return norm(x, params["norm"]) @ params.get("head", params["embed"].T)
 
 
@@ -107,9 +115,18 @@ def test_a_scan_of_layers_equals_a_loop(name, options):
     assert ("head" in params) == (options.get("tied", name == "gpt2") is False)
     tokens = np.array([[1, 5, 2, 10, 0, 3, 3], [4, 4, 4, 9, 1, 0, 2]])
     plain = jax.tree.map(np.asarray, params)
-    expected = np.stack([decoder(plain, window, 2) for window in tokens])
-    got = jax.jit(model.apply)(params, tokens)
+    largest = [[] for _ in tokens]
+    expected = np.stack(
+        [decoder(plain, t, 2, own) for t, own in zip(tokens, largest, strict=True)]
+    )
+    got, logits = jax.jit(lambda *x: (model.apply(*x), largest_logits(model, *x)))(
+        params, tokens
+    )
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
+    attention = logits["largest_attention_logit"]["layers"]
+    np.testing.assert_allclose(attention, np.max(largest, 0), rtol=2e-4)
+    output = logits["largest_output_logit"]["logits"]
+    np.testing.assert_allclose(output, np.abs(expected).max(), rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -135,15 +152,22 @@ def test_the_vision_transformer_equals_a_loop():
     params = perturbed(model)
     images = np.random.default_rng(0).normal(size=(2, 16, 8, 3)).astype(np.float32)
     plain = jax.tree.map(np.asarray, params)
-    expected = []
+    expected, largest = [], []
     for image in images:
         patches = [image[2 * i : 2 * i + 2, j] for i in range(8) for j in range(8)]
         x = np.stack([patch.ravel() for patch in patches]) @ plain["embed"]
         x = x + plain["embed_bias"] + plain["positions"]
-        x = norm(blocks(x, plain["layers"], 2, False, False), plain["norm"]).mean(0)
+        largest.append([])
+        x = blocks(
+            *(x, plain["layers"], 2), rotary=False, causal=False, largest=largest[-1]
+        )
+        x = norm(x, plain["norm"]).mean(0)
         expected.append(x @ plain["head"] + plain["head_bias"])
-    got = jax.jit(model.apply)(params, images)
+    got, attention = jax.jit(lambda *x: (model.apply(*x), model.attention_logits(*x)))(
+        params, images
+    )
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(attention, np.max(largest, 0), rtol=2e-4)
     with pytest.raises(ValueError, match="not 12 by 8"):
         build("vit", inputs=(12, 8, 3))
 

@@ -1,0 +1,1 @@
+"""A look inside finished or running runs: their checkpoints, measured."""

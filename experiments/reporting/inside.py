@@ -1,0 +1,293 @@
+"""What was seen inside runs: figures and tables of their `look.jsonl`, where it is."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from experiments import looked
+from experiments.reporting.figures import Drawing
+from experiments.reporting.looks import INK, Pen
+from experiments.reporting.methods import Method
+from experiments.reporting.runs import Run
+from experiments.reporting.thinning import number
+
+Looks = dict[str, list[dict[str, Any]]]
+
+
+class _Series(NamedTuple):
+    """A number against the steps: of which measure, and how it is shown."""
+
+    what: str
+    field: str
+    title: str
+    label: str
+    scale: str = "linear"
+    line: float | None = None
+
+
+_SERIES = {
+    "look_sharpness": _Series(
+        *("sharpness", "sharpness", "Sharpness against steps"),
+        *("largest eigenvalue of the Hessian", "symlog"),
+    ),
+    "look_edge": _Series(
+        *("sharpness", "of_bound", "Sharpness against the edge of stability"),
+        *("preconditioned sharpness / bound", "symlog", 1.0),
+    ),
+    "look_coherence": _Series(
+        *("coherence", "m_alpha", "Coherence of the gradients of examples"),
+        *("examples that one gradient helps", "log", 1.0),
+    ),
+    "look_noise": _Series(
+        *("noise", "noise_scale", "Noise scale against steps"),
+        *("simple noise scale (examples)", "log"),
+    ),
+    "look_opposing": _Series(
+        *("opposing", "cosine", "Cosine of opposing groups"),
+        *("cosine of their gradients", "linear", 0.0),
+    ),
+    "look_distance": _Series(
+        *("distance", "relative_distance", "Distance from the initial weights"),
+        *("distance / norm of the initial weights", "linear"),
+    ),
+}
+# A column of the table: of which measure, which number, in which form.
+_COLUMNS = {
+    "sharpness": ("sharpness", "sharpness", ".4g"),
+    "sharpness / bound": ("sharpness", "of_bound", ".3f"),
+    "smallest eigenvalue": ("spectrum", "smallest", ".4g"),
+    "m alpha": ("coherence", "m_alpha", ".2f"),
+    "noise scale": ("noise", "noise_scale", ".4g"),
+    "opposing cosine": ("opposing", "cosine", ".3f"),
+    "distance": ("distance", "distance", ".4g"),
+    "relative distance": ("distance", "relative_distance", ".3f"),
+}
+_SHOWN = 80  # letters of an example
+
+
+def read(runs: Sequence[Run]) -> Looks:
+    """The records of each run that was looked at, by its folder."""
+    found = {str(run.folder): looked.read(run.folder) for run in runs}
+    return {folder: records for folder, records in found.items() if records}
+
+
+def drawings(methods: Sequence[Method], looks: Looks) -> dict[str, Drawing]:
+    """File name -> what draws the figure, of what was measured of a tuned run."""
+    made = {}
+    for name, series in _SERIES.items():
+        if any(_points(method, looks, series) for method in methods):
+            draw = functools.partial(
+                _draw_series, methods=methods, looks=looks, series=series
+            )
+            made[name] = Drawing(series.title, draw)
+    if any(_spectrum(method, looks) for method in methods):
+        draw: Callable[..., None] = functools.partial(
+            _draw_spectra, methods=methods, looks=looks
+        )
+        made["look_spectrum"] = Drawing("Spectrum of the Hessian at the end", draw)
+    if any(_barriers(method, looks) for method in methods):
+        draw = functools.partial(_draw_barriers, methods=methods, looks=looks)
+        made["look_barrier"] = Drawing("Loss on the line between two runs", draw)
+    return made
+
+
+def _barriers(method: Method, looks: Looks) -> list[dict[str, Any]]:
+    """The lines that begin at a tuned run."""
+    return [
+        record
+        for run in method.tuned
+        for record in looks.get(str(run.folder), ())
+        if record["what"].startswith("barrier to ")
+        and _is_numbers(record.get("losses"))
+    ]
+
+
+def _draw_barriers(
+    axes: Axes, methods: Sequence[Method], looks: Looks, focus: int | None = None
+) -> None:
+    """The loss along the lines from each method's tuned runs to others."""
+    for i, method in enumerate(methods):
+        for record in _barriers(method, looks):
+            losses = record["losses"]
+            t = [j / (len(losses) - 1) for j in range(len(losses))]
+            text = f"{method.name} {record['what'].removeprefix('barrier ')}"
+            Pen(axes, i, focus).line("barrier", t, losses, text, markevery=5)
+    axes.set(xlabel="share of the way", ylabel="training loss (nats)")
+
+
+def _points(method: Method, looks: Looks, series: _Series) -> list[tuple[int, float]]:
+    """Step and number of the first tuned run that has any."""
+    for run in method.tuned:
+        found = [
+            (record["step"], value)
+            for record in looks.get(str(run.folder), ())
+            if record["what"] == series.what
+            and (value := number(record.get(series.field))) is not None
+            and (series.scale != "log" or value > 0)
+        ]
+        if found:
+            return found
+    return []
+
+
+def _draw_series(
+    axes: Axes,
+    methods: Sequence[Method],
+    looks: Looks,
+    series: _Series,
+    focus: int | None = None,
+) -> None:
+    """A number at the checkpoints of each method's first tuned run."""
+    first = last = None
+    for i, method in enumerate(methods):
+        points = _points(method, looks, series)
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        text = f"{method.name} (rate {method.rate:g})"
+        Pen(axes, i, focus).line(series.field, steps, values, text)
+        first = min(steps[0], first or steps[0])
+        last = max(steps[-1], last or 0)
+    if series.line is not None:
+        axes.axhline(series.line, color=INK, linewidth=0.8, linestyle=":")
+    if series.what == "distance" and first and last > first:
+        axes.set_xscale("log")  # growth by log t is a straight line here
+    if series.scale == "symlog":
+        axes.set_yscale("symlog", linthresh=1.0)
+    else:
+        axes.set_yscale(series.scale)
+    axes.set(xlabel="steps", ylabel=series.label)
+
+
+def _spectrum(method: Method, looks: Looks) -> dict[str, Any] | None:
+    """The last one of the first tuned run that has any, whole."""
+    for run in method.tuned:
+        for record in reversed(looks.get(str(run.folder), ())):
+            parts = [record.get(name) for name in ("grid", "density")]
+            if record["what"] == "spectrum" and all(map(_is_numbers, parts)):
+                return record
+    return None
+
+
+def _is_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(number(x) is not None for x in values)
+
+
+def _draw_spectra(
+    axes: Axes, methods: Sequence[Method], looks: Looks, focus: int | None = None
+) -> None:
+    """The density of eigenvalues at the last checkpoint of each method."""
+    highest = 0.0
+    for i, method in enumerate(methods):
+        record = _spectrum(method, looks)
+        if record is None:
+            continue
+        text = f"{method.name} (step {record['step']})"
+        every = max(len(record["grid"]) // 8, 1)
+        pen = Pen(axes, i, focus)
+        pen.line("spectrum", record["grid"], record["density"], text, markevery=every)
+        highest = max([highest, *record["density"]])
+    axes.set_yscale("log")
+    axes.set_ylim(highest * 1e-6, highest * 3)
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density")
+
+
+def table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
+    """One row a checkpoint that was looked at, as text."""
+    rows = []
+    for run in runs:
+        records = looks.get(str(run.folder), [])
+        for step in sorted({record["step"] for record in records}):
+            here = {x["what"]: x for x in records if x["step"] == step}
+            values = {
+                title: _text(here.get(what, {}).get(field), form)
+                for title, (what, field, form) in _COLUMNS.items()
+            }
+            row = {"optimizer, schedule": run.name, "rate": f"{run.rate:g}"}
+            rows.append(row | {"seed": str(run.seed), "step": str(step)} | values)
+    return rows
+
+
+def opposing_table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
+    """One row an example that rose or fell most in the last step looked at."""
+    rows = []
+    for run in runs:
+        found = [x for x in looks.get(str(run.folder), ()) if x["what"] == "opposing"]
+        for group in ("rose", "fell") if found else ():
+            for example in found[-1].get(group) or ():
+                if not isinstance(example, dict):
+                    continue
+                shown = " ".join(str(example.get("shown", "")).split())
+                rows.append(
+                    {
+                        "optimizer, schedule": run.name,
+                        "step": str(found[-1]["step"]),
+                        "loss": group,
+                        "by (nats)": _text(example.get("change"), "+.4f"),
+                        "example": str(example.get("example", "-")),
+                        "shown": shown[:_SHOWN],
+                    }
+                )
+    return rows
+
+
+def _text(value: Any, form: str) -> str:
+    found = number(value)
+    return "-" if found is None or not math.isfinite(found) else format(found, form)
+
+
+def barrier_table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
+    """One row a line between two runs, with the layer that has the highest barrier."""
+    rows = []
+    for run in runs:
+        for record in looks.get(str(run.folder), ()):
+            if not record["what"].startswith("barrier to "):
+                continue
+            layers = record.get("layer_barrier")
+            known = {
+                name: value
+                for name, value in (layers if isinstance(layers, dict) else {}).items()
+                if number(value) is not None
+            }
+            highest = max(known, key=lambda name: known[name], default="-")
+            rows.append(
+                {
+                    "from": f"{run.folder.name} step {record['step']}",
+                    "to": record["what"].removeprefix("barrier to "),
+                    "barrier (nats)": _text(record.get("barrier"), ".4f"),
+                    "highest layer": highest,
+                    "its barrier": _text(known.get(highest), ".4f"),
+                }
+            )
+    return rows
+
+
+def groups_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """One row an evaluation of runs that learn groups of classes in turn.
+
+    `forgotten` is the mean over the groups of the best accuracy so far less that now.
+    """
+    rows, start = [], "val_accuracy_"
+    for run in runs:
+        best: dict[str, float] = {}
+        for record in run.validation():
+            now = {
+                name.removeprefix(start): value
+                for name in record
+                if name.startswith(start)
+                and (value := number(record[name])) is not None
+            }
+            if not now:
+                continue
+            best = {n: max(x, best.get(n, x)) for n, x in now.items()}
+            lost = sum(best[n] - x for n, x in now.items()) / len(now)
+            row = {"optimizer, schedule": run.name, "seed": str(run.seed)}
+            row |= {"step": str(record["step"])}
+            row |= {f"accuracy {n}": _text(x, ".3f") for n, x in now.items()}
+            row["forgotten"] = _text(lost, ".3f")
+            row["effective rank"] = _text(record.get("val_effective_rank"), ".2f")
+            rows.append(row)
+    return rows if all(row.keys() == rows[0].keys() for row in rows) else []
