@@ -1,8 +1,8 @@
 """Optimizers by name, each with the extra arguments that its `update` needs.
 
-A factory is `factory(learning_rate, **its keyword arguments)`. A training loop reads
-the factory's signature for the arguments and `needs` for what it has to compute, so
-that it never asks for a name.
+A factory is `factory(learning_rate, **its keyword arguments)`. A training loop asks an
+entry which arguments its method takes and what it has to compute for it, so that it
+never asks for a name.
 """
 
 import difflib
@@ -25,7 +25,9 @@ from optlab.optimizers.scion import scion
 from optlab.optimizers.soap import soap
 from optlab.optimizers.spam import spam
 from optlab.optimizers.stable_spam import stable_spam
+from optlab.options import Rate
 from optlab.origins import refuse_other
+from optlab.signatures import takes
 
 Needs = Callable[[Mapping[str, Any]], tuple[str, ...]]
 
@@ -45,6 +47,29 @@ class Entry(NamedTuple):
     factory: Callable[..., optax.GradientTransformation]
     needs: tuple[str, ...]
     needs_for: Needs
+
+    def takes(self, argument: str) -> bool:
+        """Whether the factory has an argument of that name."""
+        return takes(self.factory, argument)
+
+    def taken(self, offered: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the arguments that the factory has, by name."""
+        return {name: x for name, x in offered.items() if self.takes(name)}
+
+    def build(
+        self, learning_rate: Rate, **offered: Any
+    ) -> optax.GradientTransformation:
+        """The optimizer, from what a caller has for every method alike.
+
+        Args:
+          learning_rate: a number, a schedule or None.
+          **offered: arguments by name. The factory gets those that it has; the others
+            are for other methods.
+
+        Returns:
+          The transformation.
+        """
+        return self.factory(learning_rate, **self.taken(offered))
 
 
 _ENTRIES: dict[str, Entry] = {}

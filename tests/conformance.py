@@ -5,7 +5,6 @@
 """
 
 import functools
-import inspect
 import json
 import pathlib
 
@@ -88,10 +87,8 @@ def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):
 def make(name: str, learning_rate=1e-2, **kwargs):
     """The optimizer or variant of that name with the zoo's roles."""
     name, own = VARIANTS.get(name, (name, {}))
-    factory = get(name).factory
-    if "roles" in inspect.signature(factory).parameters:
-        kwargs.setdefault("roles", ROLES)
-    return factory(learning_rate, **{**SMALLER.get(name, {}), **own, **kwargs})
+    offered = {"roles": ROLES, **SMALLER.get(name, {}), **own, **kwargs}
+    return get(name).build(learning_rate, **offered)
 
 
 def extras(name: str, grads) -> dict:

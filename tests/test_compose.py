@@ -136,6 +136,12 @@ def test_an_optimizer_from_outside_joins_the_registry():
         optlab.register("mine", mine, needs=("hessian_diag",))
         entry = optlab.registry.get("mine")
         assert (entry.factory, entry.needs) == (mine, ("hessian_diag",))
+        offered = {"weight_decay": 0.5, "roles": None}
+        assert entry.taken(offered) == {"weight_decay": 0.5}
+        tx, grads = entry.build(1.0, **offered), {"w": jnp.zeros(2)}
+        params = {"w": jnp.ones(2)}
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates["w"], -0.5)
         with pytest.raises(ValueError, match="'mine' is registered already"):
             optlab.register("mine", optax.sgd)
     finally:

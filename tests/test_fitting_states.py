@@ -1,7 +1,5 @@
 """States made for other leaves or other roles are refused, with the leaf's name."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,7 +62,7 @@ def other_role(path, role):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in names() if "roles" in inspect.signature(get(n).factory).parameters],
+    [n for n in names() if get(n).takes("roles")],
 )
 @pytest.mark.parametrize(
     ("path", "role"),

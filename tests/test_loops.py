@@ -303,11 +303,7 @@ def equinox_loss(net, images):
 
 def with_roles(name, **kwargs):
     roles = optlab.default_roles(layout="torch")
-    kwargs = {**SMALLER.get(name, {}), **kwargs}
-    try:
-        return get(name).factory(1e-2, roles=roles, **kwargs)
-    except TypeError:
-        return get(name).factory(1e-2, **kwargs)
+    return get(name).build(1e-2, roles=roles, **SMALLER.get(name, {}) | kwargs)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 The numbers follow from shapes alone, so they are the same on every machine.
 """
 
-import inspect
 import math
 import pathlib
 
@@ -61,10 +60,8 @@ ROLES = optlab.default_roles(stacked=("^layers/",))
 
 def optimizer(name: str, **kwargs):
     """An entry of the registry with the roles of the shapes above."""
-    factory = optlab.registry.get(name).factory
-    accepted = inspect.signature(factory).parameters
-    given = {"roles": ROLES, "weight_decay": 0.1} | kwargs
-    return factory(1e-3, **{k: v for k, v in given.items() if k in accepted})
+    offered = {"roles": ROLES, "weight_decay": 0.1} | kwargs
+    return optlab.registry.get(name).build(1e-3, **offered)
 
 
 def row(name: str, params) -> tuple:
