@@ -31,7 +31,14 @@ _MANY = 8
 
 
 class Distribute(Protocol):
-    """Turns a function of groups of stacks into the same function, computed apart."""
+    """Turns a function of groups of stacks into the same function, computed apart.
+
+    What keeps factors where they are worked on says so itself, and is asked for it:
+    `lives_by_stack(length)`, whether factors with that leading axis are such;
+    `factor_spec(shape, stacked)`, the `PartitionSpec` of a factor `(stack..., x, y)`,
+    whose first axis is one of matrices if `stacked`; and `size`, its devices, or None.
+    The factors of a plain function without these are laid out as their parameters.
+    """
 
     def __call__(
         self, f: Callable[..., Any], matrices: int, stacks: Sequence[int], /
