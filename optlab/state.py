@@ -10,13 +10,13 @@ all of them hand the parameters down to every transform's `init`.
 
 import contextvars
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optlab.roles import leaf_name
+from optlab.roles import Rule, leaf_name
 
 _SAID: contextvars.ContextVar[dict[str, dict[Any, Any]] | None] = (
     contextvars.ContextVar("said", default=None)
@@ -305,6 +305,30 @@ def part_of_state(state: Any, wanted: Any) -> Any:
         return Stacks(tree, node.buckets, node.plan)
 
     return treedef.unflatten([part(path, own) for path, own in entries])
+
+
+class Observed(NamedTuple):
+    """One transform of an update, as a function that diagnoses it gets to see it.
+
+    Attributes:
+      gradients: by the parameter's name, in at least float32.
+      before: the transform's own state before the update.
+      after: and after.
+      rule: what decides the roles.
+      arguments: the keyword arguments that the optimizer was made with, as far as they
+        were given.
+    """
+
+    gradients: Mapping[str, jax.Array]
+    before: Any
+    after: Any
+    rule: Rule
+    arguments: Mapping[str, Any]
+
+
+# What is diagnosed, by its name in the records: a tree of one number a layer, like the
+# parameters or a part of them.
+Diagnose = Callable[[Observed], dict[str, Any]]
 
 
 def say(subject: str, params: Any, value: Any) -> None:
