@@ -2,13 +2,8 @@
 
 Factors of matrices may be kept by bucket, those of several parameters in one array:
 see :class:`Stacks`.
-
-And what transforms say of their parameters while the state is made: an optimizer is
-two functions, and wrappers such as `optax.chain` hide what they were made with, but
-all of them hand the parameters down to every transform's `init`.
 """
 
-import contextvars
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,11 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab.roles import Rule, leaf_name
-
-_SAID: contextvars.ContextVar[dict[str, dict[Any, Any]] | None] = (
-    contextvars.ContextVar("said", default=None)
-)
-
+from optlab.said import Said, listening, note
 
 Path = tuple[Any, ...]
 
@@ -336,23 +327,17 @@ def say(subject: str, params: Any, value: Any) -> None:
 
     For the `init` of a transform; whoever else calls that hears nothing.
     """
-    said = _SAID.get()
-    if said is not None:
-        paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-        said.setdefault(subject, {}).update(dict.fromkeys(paths, value))
+    paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    note(subject, dict.fromkeys(paths, value))
 
 
-def make_abstract_state(tx: Any, params: Any) -> tuple[Any, dict[str, dict[Any, Any]]]:
+def make_abstract_state(tx: Any, params: Any) -> tuple[Any, Said]:
     """The state's shapes, and what was said: by subject and path of the parameter."""
-    said: dict[str, dict[Any, Any]] = {}
-    token = _SAID.set(said)
 
     def init(params):
         # Not seen by jax before, which runs no function for a second time.
         return tx.init(params)
 
-    try:
+    with listening() as said:
         state = jax.eval_shape(init, params)
-    finally:
-        _SAID.reset(token)
     return state, said

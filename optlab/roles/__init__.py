@@ -23,7 +23,6 @@ from optlab.roles.kinds import group as group
 from optlab.roles.names import leaf_name as leaf_name
 from optlab.roles.trees import as_rule as as_rule
 from optlab.roles.trees import doubts as doubts
-from optlab.roles.trees import recorded as recorded
 from optlab.roles.trees import tree_groups as tree_groups
 from optlab.roles.trees import tree_roles as tree_roles
 from optlab.roles.trees import tree_views as tree_views
