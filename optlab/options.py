@@ -11,13 +11,14 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import jax
 import optax
 from jax.typing import DTypeLike
 
 from optlab.matrices.buckets import Distribute
+from optlab.matrices.orthogonalize import Coefficients
 from optlab.roles import Matrix, Role, Rule
 
 Number = float | jax.Array
@@ -67,7 +68,30 @@ class MatrixOptions(LayerOptions, total=False):
     adam_weight_decay: Number | optax.Schedule | None
 
 
+class NewtonSchulzOptions(TypedDict, total=False):
+    """Of the momentum of a matrix and of what makes it orthogonal."""
+
+    nesterov: bool
+    ns_steps: int
+    ns_coeffs: Coefficients
+    normalize: Literal["frobenius", "schatten4"]
+    ns_dtype: DTypeLike | None
+
+
+class OrthogonalOptions(NewtonSchulzOptions, SpreadOptions, total=False):
+    """Of a transform whose directions are orthogonal matrices."""
+
+
+class MuonOptions(NewtonSchulzOptions, MatrixOptions, total=False):
+    """Of such a method, with AdamW elsewhere."""
+
+
 _DEFAULTS: dict[str, Any] = {
+    "nesterov": True,
+    "ns_steps": 5,
+    "ns_coeffs": "muon",
+    "normalize": "frobenius",
+    "ns_dtype": None,
     "weight_decay": 0.0,
     "weight_decay_mask": None,
     "cautious_decay": False,
@@ -83,6 +107,16 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 _MEANING = {
+    "nesterov": "whether the momentum looks one gradient ahead.",
+    "ns_steps": "Newton-Schulz steps.",
+    "ns_coeffs": """a name in `optlab.matrices.coefficients.presets.PRESETS`, a triple,
+        or `ns_steps` of them. "fitted": those of :func:`optlab.fit_coefficients` for
+        each shape, a triple for each step.""",
+    "normalize": """the norm that the matrix is divided by, "frobenius" or
+        "schatten4".""",
+    "ns_dtype": """of the Newton-Schulz products. None: float32 on CPUs, bfloat16 on
+        GPUs and TPUs, float64 for such momenta, see
+        :mod:`optlab.matrices.precision`.""",
     "weight_decay": """decoupled: a step takes `learning_rate * weight_decay * p` off. A
         number or a schedule. At the plain number 0 `update` needs no parameters.""",
     "weight_decay_mask": """which leaves decay. None: all, scales and biases too, as in
@@ -117,6 +151,8 @@ def pick(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # In docstrings, the line that the arguments' meanings take the place of.
 _PLACE = re.compile(r"^(?P<indent> *)\*\*options: .*\n", re.M)
@@ -160,24 +196,70 @@ def takes(
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         flat = signature.replace(parameters=[*own, *shared])
-
-        @functools.wraps(factory)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            try:
-                bound = flat.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{factory.__name__}() {error}") from None
-            bound.apply_defaults()
-            return factory(*bound.args, **bound.kwargs)
-
-        called.__signature__ = flat  # type: ignore[attr-defined]
-        called.__doc__ = _PLACE.sub(
-            lambda place: _documentation(shared, place["indent"]),
-            factory.__doc__ or "",
-        )
-        return called  # type: ignore[return-value]
+        return _called_as(flat, factory, lambda indent: _documentation(shared, indent))
 
     return decorate
+
+
+def takes_as(
+    method: Callable[_P, _T], *, without: tuple[str, ...] = (), **defaults: Any
+) -> Callable[[Callable[..., Any]], Callable[_P, _T]]:
+    """Gives a factory with `**options` the signature of another one, and its text.
+
+    Args:
+      method: the other one.
+      without: names of arguments that the factory does not take.
+      **defaults: where the factory's own differ.
+
+    Returns:
+      The decorator, as that of :func:`takes`.
+    """
+    signature = inspect.signature(method)
+    kept = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+        if name not in without
+    ]
+    flat = signature.replace(parameters=kept)
+
+    def text(indent: str) -> str:
+        return textwrap.indent(meanings(method.__doc__ or "", flat), indent)
+
+    return lambda factory: _called_as(flat, factory, text)
+
+
+def meanings(text: str, signature: inspect.Signature) -> str:
+    """The entries of a docstring for the arguments that a signature has."""
+    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=  \S)", inside)
+    kept = [
+        entry
+        for entry in entries
+        if signature.parameters.keys()
+        & set(entry.partition(":")[0].strip().split(", "))
+    ]
+    return textwrap.dedent("\n".join(kept)) + "\n"
+
+
+def _called_as(
+    flat: inspect.Signature, factory: _Factory, text: Callable[[str], str]
+) -> _Factory:
+    """The factory under a signature, its docstring filled in by `text(indent)`."""
+
+    @functools.wraps(factory)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = flat.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{factory.__name__}() {error}") from None
+        bound.apply_defaults()
+        return factory(*bound.args, **bound.kwargs)
+
+    called.__signature__ = flat  # type: ignore[attr-defined]
+    called.__doc__ = _PLACE.sub(
+        lambda place: text(place["indent"]), factory.__doc__ or ""
+    )
+    return called  # type: ignore[return-value]
 
 
 def _documentation(shared: list[inspect.Parameter], indent: str) -> str:
