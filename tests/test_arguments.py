@@ -11,7 +11,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, extras
+from tests.helpers.conformance import ON_SPHERES, extras
 
 PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
 ROOM_FOR_NONE = {

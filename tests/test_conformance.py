@@ -13,7 +13,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import (
+from tests.helpers.conformance import (
     LAYOUTS,
     MATRICES,
     OWN_TRANSFORM,

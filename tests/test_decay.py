@@ -8,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, ROLES, make
+from tests.helpers.conformance import ON_SPHERES, ROLES, make
 
 PARAMS = {
     "bias": jnp.ones(4),

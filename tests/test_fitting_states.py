@@ -7,7 +7,7 @@ import pytest
 import optlab
 from optlab.registry import get, names
 from optlab.roles import EMBEDDING, VECTOR, Matrix, leaf_name
-from tests.conformance import ROLES, extras, make, zoo
+from tests.helpers.conformance import ROLES, extras, make, zoo
 
 every_entry = pytest.mark.parametrize("name", names())
 

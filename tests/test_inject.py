@@ -8,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ROLES, SMALLER, extras, zoo
+from tests.helpers.conformance import ROLES, SMALLER, extras, zoo
 
 every_entry = pytest.mark.parametrize("name", names())
 

@@ -18,7 +18,7 @@ from flax.core import FrozenDict
 import optlab
 from optlab.registry import get, names
 from optlab.roles import EMBEDDING, VECTOR, Embedding, Matrix, leaf_name
-from tests.conformance import ON_SPHERES, SMALLER
+from tests.helpers.conformance import ON_SPHERES, SMALLER
 
 LOOPS = pathlib.Path(__file__).parents[1] / "docs" / "loops"
 DENSE = {

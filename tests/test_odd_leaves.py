@@ -8,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, VARIANTS, extras, make, zoo
+from tests.helpers.conformance import ON_SPHERES, VARIANTS, extras, make, zoo
 
 every_variant = pytest.mark.parametrize("name", [*names(), *VARIANTS])
 # Their leaves' maths is right for complex numbers too.

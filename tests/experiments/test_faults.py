@@ -18,8 +18,8 @@ from experiments.tasks import LanguageModel
 from experiments.trainer import loop
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter
-from tests.experiments import kill_ten_times
 from tests.experiments.test_train import read
+from tests.helpers import kill_ten_times
 
 # The other cases below, in this process.
 KILLED = ("cosmos", "spam")
@@ -30,7 +30,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
     peace, war = tmp_path / "peace", tmp_path / "war"
     kill_ten_times.finish(kill_ten_times.command(peace, name))
     # The second one comes while the run starts again. Ten each, and other moments:
-    # python -m tests.experiments.kill_ten_times --seed=...
+    # python -m tests.helpers.kill_ten_times --seed=...
     signals = [signal.SIGKILL, signal.SIGKILL]
     if name == "cosmos":
         signals.append(signal.SIGTERM)

@@ -20,8 +20,8 @@ from experiments.trainer.layout import Layout
 from experiments.trainer.program import make_program
 from optlab.state import restack
 from tests.experiments.conftest import small_arguments
-from tests.experiments.servers import eventually, free_port
 from tests.experiments.test_train import read
+from tests.helpers.servers import eventually, free_port
 
 
 def losses_of(folder):

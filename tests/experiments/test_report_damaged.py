@@ -11,7 +11,7 @@ import pytest
 from experiments import config as configs
 from experiments import report
 from experiments.reporting import escape, methods, tables
-from tests.experiments.synthetic_runs import run
+from tests.helpers.synthetic_runs import run
 
 CONFIG = {
     "seed": 0,

@@ -14,7 +14,7 @@ from experiments import demo, report
 from experiments.data import stdlib
 from experiments.trainer import loop
 from tests.experiments.conftest import small_arguments
-from tests.experiments.servers import eventually
+from tests.helpers.servers import eventually
 
 
 def read(folder):

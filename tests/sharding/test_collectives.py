@@ -13,7 +13,7 @@ from experiments.benchmark import peers
 from experiments.compiled import Program
 from experiments.flops import count_flops
 from optlab import sharding
-from tests.sharded import make, shapes_of
+from tests.helpers.sharded import make, shapes_of
 
 STACKED = {
     "layers": {

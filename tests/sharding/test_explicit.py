@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from experiments.compiled import Program
 from optlab import sharding
-from tests.sharded import (
+from tests.helpers.sharded import (
     APART,
     OTHERS,
     ROLES,

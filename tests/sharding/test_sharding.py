@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from tests.sharded import (
+from tests.helpers.sharded import (
     APART,
     FEW,
     IN_FLOAT32,
@@ -184,7 +184,7 @@ def test_two_processes_equal_one(tmp_path, x64):
     processes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.two_processes"),
+                *(sys.executable, "-m", "tests.helpers.two_processes"),
                 *(address, str(rank), str(file), *map(",".join, GROUPS)),
             ],
             env=environment,

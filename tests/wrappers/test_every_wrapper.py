@@ -12,7 +12,7 @@ import optlab
 from optlab import directions, sharding
 from optlab.registry import adamw, get, names
 from optlab.signatures import accepted
-from tests.conformance import ON_SPHERES, SMALLER, extras
+from tests.helpers.conformance import ON_SPHERES, SMALLER, extras
 
 SHAPES = {"embed": (8, 8), "layers": {"kernel": (8, 8, 16)}, "norm": {"scale": (8,)}}
 ROLES = optlab.default_roles(stacked=("^layers/",), embeddings=("^embed",))

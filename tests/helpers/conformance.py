@@ -1,6 +1,6 @@
 """What every optimizer of the registry is held to, and the tree it is held over.
 
-`python -m tests.conformance` writes the state layouts that `test_conformance.py` pins
+`python -m tests.helpers.conformance` writes the state layouts that `test_conformance.py` pins
 (`tests/golden/state_layouts.json`); a changed line there is a changed file format.
 """
 
@@ -16,7 +16,7 @@ import optlab
 from optlab.registry import get, names
 from optlab.roles import leaf_name
 
-LAYOUTS = pathlib.Path(__file__).parent / "golden" / "state_layouts.json"
+LAYOUTS = pathlib.Path(__file__).parents[1] / "golden" / "state_layouts.json"
 ROLES = optlab.default_roles(stacked=("^layers/",))
 
 # Every kind of leaf, each matrix of a shape of its own but for the last pair.

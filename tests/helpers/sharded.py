@@ -8,7 +8,7 @@ import optax
 import optlab
 from optlab import sharding
 from optlab.registry import get, names
-from tests.conformance import SMALLER, extras
+from tests.helpers.conformance import SMALLER, extras
 
 # Stacks that eight devices divide, and a stack and columns that they do not.
 SHAPES = {
