@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import command
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.reporting import figures, page
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs

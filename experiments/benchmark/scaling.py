@@ -16,10 +16,10 @@ from typing import Any
 from absl import flags
 
 import optlab
-from experiments import config as configs
 from experiments.benchmark import scaling_figure, table
 from experiments.benchmark.catalogue import sized
 from experiments.benchmark.sharded_step import COLUMNS
+from experiments.errors import UserError
 from experiments.models.llama import SIZES
 
 FLAGS = flags.FlagValues()
@@ -66,7 +66,7 @@ def run(out: pathlib.Path) -> int:
         name, _, layers = model.partition(":")
         _check("models", [name], SIZES)
         if layers and not (layers.isdigit() and int(layers)):
-            raise configs.UserError(f"--models: {model!r} is not SIZE:LAYERS")
+            raise UserError(f"--models: {model!r} is not SIZE:LAYERS")
     path = out / "scaling.csv"
     done = {tuple(row[k] for k in _KEY) for row in read(path)}
     for model in _MODELS.value:
@@ -93,7 +93,7 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise configs.UserError(f"{path} has other columns: move it away")
+            raise UserError(f"{path} has other columns: move it away")
         # A line that was cut off is made again.
         return [row for row in reader if None not in row.values()]
 
@@ -116,9 +116,7 @@ def _order(row: dict[str, str]) -> tuple[Any, ...]:
 def _check(flag: str, given: list[str], allowed: Any) -> None:
     for value in given:
         if value not in allowed:
-            raise configs.UserError(
-                f"--{flag}: given {value!r}, allowed {', '.join(allowed)}"
-            )
+            raise UserError(f"--{flag}: given {value!r}, allowed {', '.join(allowed)}")
 
 
 def _measure(path: pathlib.Path, model: str, devices: str, methods: list[str]) -> None:

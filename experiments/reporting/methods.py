@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.config import UserError, nearest
+from experiments.errors import UserError, nearest
 from experiments.reporting.runs import Run, by_loss
 
 

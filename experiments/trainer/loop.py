@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from experiments import choices, records
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.trainer import extension, identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints

@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import records
-from experiments.config import UserError, base, flatten
+from experiments.config import base, flatten
+from experiments.errors import UserError
 from experiments.trainer import extension, identity
 from experiments.trainer.lock import lock
 from experiments.trainer.signals import STOPPED

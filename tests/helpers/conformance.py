@@ -1,7 +1,8 @@
 """What every optimizer of the registry is held to, and the tree it is held over.
 
-`python -m tests.helpers.conformance` writes the state layouts that `test_conformance.py` pins
-(`tests/golden/state_layouts.json`); a changed line there is a changed file format.
+`python -m tests.helpers.conformance` writes the state layouts that
+`test_conformance.py` pins (`tests/golden/state_layouts.json`); a changed line there is
+a changed file format.
 """
 
 import functools

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from experiments.benchmark import peers
-from experiments.compiled import Program
 from experiments.flops import count_flops
+from experiments.hlo import Program
 from optlab import sharding
 from tests.helpers.sharded import make, shapes_of
 

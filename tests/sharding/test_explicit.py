@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from experiments.compiled import Program
+from experiments.hlo import Program
 from optlab import sharding
 from tests.helpers.sharded import (
     APART,
