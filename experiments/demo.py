@@ -17,7 +17,7 @@ from absl import flags
 from experiments import command, report
 from experiments import config as configs
 from experiments.errors import UserError
-from experiments.reporting import tables
+from experiments.reporting import files
 from experiments.trainer import loop, workdir
 
 _FLAGS = flags.FlagValues()
@@ -80,8 +80,8 @@ def try_rates(
     for row in rows:
         del row["seconds"]  # what counts is the loss after equal steps
     _print(rows)
-    (folder / "rates.md").write_text(report.markdown(rows))
-    tables.write_csv(folder / "rates.csv", rows)
+    (folder / "rates.md").write_text(files.markdown(*files.split(rows)))
+    files.write_csv(folder / "rates.csv", *files.split(rows))
     return 0
 
 

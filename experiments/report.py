@@ -16,9 +16,10 @@ from absl import flags
 from experiments import command
 from experiments.errors import UserError
 from experiments.reporting import figures, page
+from experiments.reporting.files import markdown, split, write_csv
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs
-from experiments.reporting.tables import csv_rows, markdown, methods_table, write_csv
+from experiments.reporting.tables import csv_rows, methods_table
 from experiments.reporting.tables import runs_table as table
 
 _FLAGS = flags.FlagValues()
@@ -60,8 +61,8 @@ def write_report(
     rows = methods_table(methods, base, studies=studies)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [{name: text for name, (text, _) in row.items()} for row in rows]
-    (folder / "results.md").write_text(markdown(texts), encoding="utf-8")
-    write_csv(folder / "results.csv", csv_rows(methods))
+    (folder / "results.md").write_text(markdown(*split(texts)), encoding="utf-8")
+    write_csv(folder / "results.csv", *split(csv_rows(methods)))
     drawings = figures.drawings(methods)
     inline = {}
     for name, drawing in drawings.items():

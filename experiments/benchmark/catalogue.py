@@ -37,7 +37,7 @@ def sized(model: str) -> Size:
 
 @functools.cache
 def llama_shapes(name: str = "130M"):
-    """The parameters of a LLaMA, whose layers are a stack, as `jax.ShapeDtypeStruct`."""
+    """The parameters of a LLaMA, as `jax.ShapeDtypeStruct`; its layers are stacked."""
     config = configs.base().model
     config.update(sized(name)._asdict())
     model = Llama(config, _VOCABULARY, context=1024)

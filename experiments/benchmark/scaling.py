@@ -5,7 +5,6 @@ kept as they come, and those that the file has are not made again: a run that wa
 goes on where it was.
 """
 
-import csv
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ from experiments.benchmark.catalogue import sized
 from experiments.benchmark.sharded_step import COLUMNS
 from experiments.errors import UserError
 from experiments.models.llama import SIZES
+from experiments.reporting.files import read_csv, write_csv
 
 FLAGS = flags.FlagValues()
 _MODELS = flags.DEFINE_list(
@@ -90,22 +90,15 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path} has other columns: move it away")
-        # A line that was cut off is made again.
-        return [row for row in reader if None not in row.values()]
+    # A line that was cut off is made again.
+    columns, rows = read_csv(path)
+    if tuple(columns) != COLUMNS:
+        raise UserError(f"{path} has other columns: move it away")
+    return rows
 
 
 def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Puts a new file in the old one's place, never half of one."""
-    new = path.with_suffix(".new")
-    with new.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    new.replace(path)
+    write_csv(path, COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
 
 
 def _order(row: dict[str, str]) -> tuple[Any, ...]:
