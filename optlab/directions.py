@@ -37,6 +37,7 @@ from optlab.optimizers import soap as _soap
 from optlab.optimizers import spam as _spam
 from optlab.optimizers import stable_spam as _stable_spam
 from optlab.options import meanings
+from optlab.signatures import own_names
 
 # What the loop does itself; Scion's constraint is its decay.
 _LOOPS_OWN = (
@@ -61,6 +62,7 @@ def _direction(
             raise TypeError(
                 f"{name} takes keyword arguments only, and no learning rate"
             )
+        kwargs = own_names(alias, kwargs)
         try:
             flat.bind(**kwargs)
         except TypeError as error:

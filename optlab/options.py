@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from optlab.matrices.buckets import Distribute
 from optlab.matrices.orthogonalize import Coefficients
 from optlab.roles import Matrix, Role, Rule
+from optlab.signatures import own_names
 
 Number = float | jax.Array
 Rate = optax.ScalarOrSchedule | None
@@ -159,7 +160,11 @@ _PLACE = re.compile(r"^(?P<indent> *)\*\*options: .*\n", re.M)
 
 
 def takes(
-    options: type, *, without: tuple[str, ...] = (), **defaults: Any
+    options: type,
+    *,
+    without: tuple[str, ...] = (),
+    one_momentum: bool = True,
+    **defaults: Any,
 ) -> Callable[[_Factory], _Factory]:
     """Gives a factory with `**options` its flat signature and the text about them.
 
@@ -169,6 +174,8 @@ def takes(
     Args:
       options: a `TypedDict` of options, of this file.
       without: names of options that the factory does not take.
+      one_momentum: whether its `b1` or `momentum` is the decay of the momentum, and may
+        be given under either name.
       **defaults: where the factory's own differ.
 
     Returns:
@@ -196,7 +203,11 @@ def takes(
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         flat = signature.replace(parameters=[*own, *shared])
-        return _called_as(flat, factory, lambda indent: _documentation(shared, indent))
+        called = _called_as(
+            flat, factory, lambda indent: _documentation(shared, indent)
+        )
+        called.synonyms = _synonyms(flat) if one_momentum else {}
+        return called
 
     return decorate
 
@@ -225,7 +236,19 @@ def takes_as(
     def text(indent: str) -> str:
         return textwrap.indent(meanings(method.__doc__ or "", flat), indent)
 
-    return lambda factory: _called_as(flat, factory, text)
+    def decorate(factory: Callable[..., Any]) -> Callable[_P, _T]:
+        called = _called_as(flat, factory, text)
+        called.synonyms = getattr(method, "synonyms", {})
+        return called
+
+    return decorate
+
+
+def _synonyms(flat: inspect.Signature) -> dict[str, str]:
+    """Other names for arguments of a signature, each with the signature's own."""
+    pairs = (("b1", "momentum"), ("momentum", "b1"))
+    names = flat.parameters
+    return {other: own for own, other in pairs if own in names and other not in names}
 
 
 def meanings(text: str, signature: inspect.Signature) -> str:
@@ -242,12 +265,13 @@ def meanings(text: str, signature: inspect.Signature) -> str:
 
 
 def _called_as(
-    flat: inspect.Signature, factory: _Factory, text: Callable[[str], str]
-) -> _Factory:
+    flat: inspect.Signature, factory: Callable[..., Any], text: Callable[[str], str]
+) -> Any:
     """The factory under a signature, its docstring filled in by `text(indent)`."""
 
     @functools.wraps(factory)
     def called(*args: Any, **kwargs: Any) -> Any:
+        kwargs = own_names(called, kwargs)
         try:
             bound = flat.bind(*args, **kwargs)
         except TypeError as error:
@@ -259,7 +283,7 @@ def _called_as(
     called.__doc__ = _PLACE.sub(
         lambda place: text(place["indent"]), factory.__doc__ or ""
     )
-    return called  # type: ignore[return-value]
+    return called
 
 
 def _documentation(shared: list[inspect.Parameter], indent: str) -> str:

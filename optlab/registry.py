@@ -27,7 +27,7 @@ from optlab.optimizers.soap import soap
 from optlab.optimizers.stable_spam import stable_spam
 from optlab.options import Rate
 from optlab.origins import refuse_other
-from optlab.signatures import takes
+from optlab.signatures import own_names, takes
 from optlab.state import Diagnose
 from optlab.wrappers import noise as _noise
 
@@ -58,8 +58,13 @@ class Entry(NamedTuple):
         return takes(self.factory, argument)
 
     def taken(self, offered: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the arguments that the factory has, by name."""
-        return {name: x for name, x in offered.items() if self.takes(name)}
+        """Those of the arguments that the factory has, under its own names.
+
+        Raises:
+          ValueError: an argument is offered under two names.
+        """
+        named = own_names(self.factory, offered)
+        return {name: x for name, x in named.items() if self.takes(name)}
 
     def build(
         self, learning_rate: Rate, **offered: Any

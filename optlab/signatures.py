@@ -48,6 +48,28 @@ def takes(factory: Callable, name: str) -> bool:
     return name in parameters_of(factory) or name in typed
 
 
+def own_names(factory: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under the factory's own names, where it knows them by others too.
+
+    A factory has `synonyms`, names that it takes besides, each with its own name: the
+    decay of a momentum is `b1` to some methods and `momentum` to others, and each takes
+    either.
+
+    Raises:
+      ValueError: an argument is given under both names.
+    """
+    found = dict(given)
+    for other, name in getattr(factory, "synonyms", {}).items():
+        if other in found:
+            if name in found:
+                raise ValueError(
+                    f"{name} and {other} are one argument: given {found[name]!r} and "
+                    f"{found[other]!r}, allowed one of them"
+                )
+            found[name] = found.pop(other)
+    return found
+
+
 def options_of(factory: Callable) -> tuple[dict[str, Any], bool]:
     """The keys of typed `**options` with their types, and whether any name is taken."""
     parameters = parameters_of(factory).values()

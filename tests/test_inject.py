@@ -18,7 +18,6 @@ def given(name):
     wanted = {
         "weight_decay": optax.linear_schedule(0.1, 0.3, 2),
         "b1": optax.linear_schedule(0.9, 0.5, 2),
-        "momentum": optax.linear_schedule(0.9, 0.5, 2),
         "adam_weight_decay": optax.constant_schedule(0.2),
         "adam_eps": 1e-6,
         "alpha": 2,

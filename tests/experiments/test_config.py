@@ -301,3 +301,19 @@ def test_the_command_says_what_is_wrong(tmp_path, arguments, status, out, err):
         assert err in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not workdir.exists()
+
+
+def test_a_momentum_has_two_names_and_one_value():
+    for name, own in (("cosmos", "b1"), ("root", "momentum")):
+        for asked in ("b1", "momentum"):
+            word = f"--config.optimizer.kwargs.{asked}=0.5"
+            config, changed = configs.load(
+                FILE, [f"--config.optimizer.name={name}", word]
+            )
+            assert config.optimizer.kwargs[own] == 0.5
+            assert changed[f"optimizer.kwargs.{own}"] == 0.5
+    both = [f"--config.optimizer.kwargs.{x}=0.5" for x in ("b1", "momentum")]
+    with pytest.raises(UserError, match="b1 and momentum are one argument"):
+        configs.load(FILE, ["--config.optimizer.name=cosmos", *both])
+    with pytest.raises(UserError, match="no such field"):
+        configs.load(FILE, ["--config.optimizer.name=lion", both[1]])
