@@ -34,7 +34,7 @@ _TUNED = flags.DEFINE_list(
     "tuned",
     [],
     "more fields than the rate that were tuned, such as optimizer.weight_decay: they "
-    "make no other method, and each seed is a study of its own (AlgoPerf's protocol)",
+    "make no other method, and each seed is a separate study (AlgoPerf's protocol)",
     flag_values=_FLAGS,
 )
 

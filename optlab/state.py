@@ -172,7 +172,7 @@ class StateLeaf(NamedTuple):
         for a bucket the field's.
       transform: the name of the transform that keeps it, such as "cosmos".
       is_factor: whether its field stands in its state's `FACTORS`: it has the stack
-        axes of its parameter and then axes of its own, and lives where the matrix is
+        axes of its parameter and then other axes, and lives where the matrix is
         worked on, whatever shape it has.
       value: the array or its `jax.ShapeDtypeStruct`.
       bucket: what is in it, None for what is kept by leaf.

@@ -1,6 +1,6 @@
 """What a sharded optimizer step costs a device, from compiled programs; nothing runs.
 
-Each number of devices needs a process of its own, with as many virtual ones. Rows are
+Each number of devices needs a separate process, with as many virtual ones. Rows are
 kept as they come, and those that the file has are not made again: a run that was killed
 goes on where it was.
 """

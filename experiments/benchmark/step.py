@@ -199,10 +199,10 @@ def run(out: pathlib.Path) -> int:
         "`optax_muon` and `sophia` are\noptax's, and `adahessian` and `sophia` are "
         "given their Hessian diagonal. Time, FLOPs and share of the roofline\n"
         f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in {dtype()}, in the "
-        f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no basis "
-        "anew; compiling, "
+        f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no new "
+        "basis; compiling, "
         f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
-        "of its own."
+        "by itself."
     )
     table.write(out / "step", heading, COLUMNS, rows)
     timing.bars(

@@ -22,7 +22,7 @@ _GONE = 1
 
 
 def work(words: Sequence[str], variables: Mapping[str, str], log: str) -> int:
-    """What a job does: the training as a process of its own, to take the signals."""
+    """What a job does: the training as a separate process, to take the signals."""
     with open(log, "a") as file:
         return subprocess.run(
             words, env=os.environ | variables, stdout=file, stderr=file, check=False

@@ -1,9 +1,9 @@
 """Checkpoints: the whole state and the place in the data, written beside the training.
 
-Parameters, optimizer and the rest are items of their own, to be read alone. Factors
+Parameters, optimizer and the rest are separate items, to be read alone. Factors
 that a mesh keeps by bucket are saved so, and `place` says which those are.
 
-Each is a folder of its own that gets its name when it is whole, so a killed process
+Each is a separate folder that gets its name when it is whole, so a killed process
 leaves none that is half written. What a disk or a hand changes later shows in the
 checksums: one word per array, and one for the place in the data, saved with them.
 
@@ -182,13 +182,13 @@ class Checkpoints:
                 return found
             corrupt[step] = reason
         for step, reason in corrupt.items():
-            self._say(f"checkpoint of step {step} is spoilt: {reason}")
+            self._say(f"checkpoint of step {step} is corrupt: {reason}")
         return None
 
     def _set_aside(self, corrupt: dict[int, str]) -> None:
         """Renames corrupt checkpoints, now that there is a whole one."""
         for step, reason in corrupt.items():
-            self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
+            self._say(f"checkpoint of step {step} is corrupt, set aside: {reason}")
         if not corrupt or self._read_only:
             return
         if jax.process_index() == 0:
@@ -378,7 +378,7 @@ def _sum_all(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """Sum of an array's words, each times an odd number of its own, modulo 2^32.
+    """Sum of an array's words, each times a different odd number, modulo 2^32.
 
     An odd factor has an inverse, so no change of a single word goes unnoticed, and
     integers are added exactly in any order.

@@ -30,7 +30,7 @@ def _make_gradients(
       loss_fn: the task's.
       needs: some of `SUPPLIES`.
       interval: updates that one Hessian diagonal serves.
-      axis: of `pmap`, whose devices each have rows of their own.
+      axis: of `pmap`, whose devices each have their rows.
 
     Returns:
       `f(params, batches, key, count) -> (loss, aux), gradients, extra arguments`, with

@@ -305,7 +305,7 @@ def said(error: OSError, path: str | pathlib.Path) -> UserError:
 class Follower:
     """A `Workdir` of the processes that do not write, for as long as they run.
 
-    They do all that the writing process does, in a folder of their own that goes with
+    They do all that the writing process does, in a temporary folder that goes with
     them; only the checkpoints are written together.
 
     Args:
@@ -329,7 +329,7 @@ class Follower:
         """Leaves it to the writing process."""
 
     def close(self) -> None:
-        """Removes the folder of its own."""
+        """Removes its temporary folder."""
         self._own.cleanup()
 
 

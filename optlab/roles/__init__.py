@@ -4,7 +4,7 @@ A rule `rule(path, leaf)` returns the role of a leaf: `Matrix(rows, cols, spatia
 `Embedding(vocabulary_axis)` or `VECTOR`. It asks the path and the shape and nothing
 else, so it gives the same answer under `optax.partition` and `optax.masked`. Axes of a
 matrix that are neither rows nor columns are stack axes (scanned layers, experts): each
-slice is a matrix of its own, in its state too. The role says all that a method needs;
+slice is a separate matrix, in its state too. The role says all that a method needs;
 nothing else reads the names of leaves.
 """
 

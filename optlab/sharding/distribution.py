@@ -174,7 +174,7 @@ class OverAxis:
                 )
 
             results = f(*map(takes, groups, counts, shares))
-            # A result after the matrix is a factor anew, and stays where that is.
+            # A result after the matrix is a new factor, and stays where the old one is.
             stay = [
                 {i + 1 for i, x in enumerate(group[matrices:]) if x.shape[0] < n}
                 for group, n in zip(groups, counts, strict=True)

@@ -104,7 +104,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(copied):
         file.write('{"step": 13, "lo')
     assert loop.train(config, str(folder)) == 0
     log = (folder / "log.txt").read_text()
-    assert "checkpoint of step 12 is spoilt, set aside" in log
+    assert "checkpoint of step 12 is corrupt, set aside" in log
     assert "goes on after step 8" in log
     assert losses_of(folder) == losses
     assert (folder / "checkpoints" / "spoilt_12").is_dir()
@@ -152,7 +152,7 @@ def test_changed_data_does_not_go_on(copied):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a small disk of its own, and returns how to change it."""
+    """Mounts a separate small disk, and returns how to change it."""
     folder = tmp_path / "disk"
     folder.mkdir()
 

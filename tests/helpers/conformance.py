@@ -20,7 +20,7 @@ from optlab.roles import leaf_name
 LAYOUTS = pathlib.Path(__file__).parents[1] / "golden" / "state_layouts.json"
 ROLES = optlab.default_roles(stacked=("^layers/",))
 
-# Every kind of leaf, each matrix of a shape of its own but for the last pair.
+# Every kind of leaf, each matrix of another shape but for the last pair.
 SHAPES = {
     "attention": {"out": {"kernel": (2, 3, 6)}, "query": {"kernel": (6, 2, 3)}},
     "conv": {"kernel": (3, 3, 2, 4)},

@@ -155,7 +155,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
     found = program.collectives()
     assert found and not [c for c in found if c.in_loop]
     assert {c.kind for c in found} == {"all-gather"}
-    # LANTON measures its noise in the same norm, in buckets of its own.
+    # LANTON measures its noise in the same norm, in other buckets.
     assert len(large(found)) <= BUCKETS * (2 if name == "lanton" else 1)
     if way == "by stack":
         # The updates, and nothing of the factors.

@@ -17,7 +17,7 @@ Three ways to get the triples of `K` steps, `p_K = p^(K) o ... o p^(1)`:
 * numbers of your own.
 
 ROOT's authors published four fitted triples and not how they found them; this recipe
-comes near theirs at 2048 x 16384. The bound is a constraint and no clip, since clipped
+comes near those at 2048 x 16384. The bound is a constraint and no clip, since clipped
 iterates are minimised by saturation. It holds even if the values grow by 2% between
 the steps. Two constraints are ours, for the top of a low-rank spectrum, which lies
 where neither of the two spectra has a value: `p_K >= 0.5` on [0.1, 1.05], and
@@ -197,7 +197,7 @@ def mixture_error(
 
 
 def write_table() -> None:
-    """Fits every shape of the committed table anew and writes the file."""
+    """Fits every shape of the committed table again and writes the file."""
     # LLaMA 60M, 130M, 350M and 1B: attention, MLP, merged QKV.
     shapes = [(512, 512), (512, 1376), (768, 768), (768, 2048)]
     shapes += [(1024, 1024), (1024, 2736), (2048, 2048), (2048, 5461)]
