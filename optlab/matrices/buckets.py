@@ -1,26 +1,21 @@
 """A function of matrices over whole trees, in as few large stacks as can be."""
 
-import functools
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from optlab.matrices import chunks
 from optlab.roles import View
 
 # A leaf of so many matrices is a stack that is worked on as it is.
 _STACK = 4
-# Matrices that are worked on at a time: enough to fill a device, and little memory. On
-# a CPU the product of two stacks takes longer than those of their matrices in turn.
-CHUNK_BYTES = 16 * 2**20
-CPU_CHUNK_BYTES = 2**20
 # Separate leaves without factors that share a bucket: its stack is temporary memory, of
 # which two are there at a time, and each bucket is compiled. ROOT's of the 84 matrices
 # of a LLaMA-130M, in buckets of at most 4, 8, 12, 24 and all, take 6.3, 5.4, 3.9, 3.3
@@ -70,8 +65,9 @@ def map_matrices(
     Leaves of one shape share a bucket, in which `f` runs once; without `distribute` a
     leaf that is a large stack itself has its own, and separate leaves without factors
     share one of at most `LEAVES`. A bucket is worked through in chunks
-    (:func:`chunk_size`), and the resulting matrices are written over the leaves of the
-    first tree, where their memory is free.
+    (:mod:`optlab.matrices.chunks`), and the resulting matrices are written over the
+    leaves of the first tree, where their memory is free. Where a chunk is a single
+    matrix, on a CPU or with a small `chunk_bytes`, separate leaves are not stacked.
 
     Args:
       f: `f(*matrices, *factors) -> (matrix, *factors)` on arrays with one common
@@ -86,8 +82,8 @@ def map_matrices(
         chunk by chunk, so that nothing of its size is made. None: the leaves
         themselves.
       distribute: what computes `f` apart, slice by slice, over a mesh.
-      chunk_bytes: of the matrices of a chunk. None: `CPU_CHUNK_BYTES` on a CPU, and
-        `CHUNK_BYTES` elsewhere.
+      chunk_bytes: of the matrices of a chunk. None: `chunks.CPU_CHUNK_BYTES` on a
+        CPU, and `chunks.CHUNK_BYTES` elsewhere.
       wide: `f` commutes with transposition and takes no factors. It gets tall matrices
         transposed, and matrices of one shape share a bucket whichever way round they
         are and whatever their stack.
@@ -97,52 +93,148 @@ def map_matrices(
     """
     flat_views, treedef = jax.tree.flatten(views, is_leaf=lambda x: isinstance(x, View))
     columns = [treedef.flatten_up_to(tree) for tree in (*trees, *factors)]
-    items = []
-    for view, *arrays in zip(flat_views, *columns, strict=True):
-        matrices = map(view.matrices, arrays[: len(trees)])
-        items.append((*matrices, *map(view.flat, arrays[len(trees) :])))
-    # What is to be stacked is turned on the way, not after.
-    turned = [wide and distribute is None and _is_small_and_tall(x[0]) for x in items]
-    items = [
-        tuple(x.mT for x in item) if turn else item
-        for item, turn in zip(items, turned, strict=True)
-    ]
+    leaves = list(zip(*columns, strict=True)) or [()] * len(flat_views)
+    items = [_seen(v, len(trees), x) for v, x in zip(flat_views, leaves, strict=True)]
     results: list[Any] = [None] * len(items)
-    done = None
+    wait = None
     for groups in _buckets(items, wide, apart=distribute is None):
-        g, count, members = f, len(trees), [i for group in groups for i in group]
-        joins = distribute is None and len(members) > 1
-        if made is not None and distribute is None and not joins:
-            g = partial(_after, made, f, count)
-        elif made is not None:
-            # What is stacked or moved is what is worked on, and no more.
-            for i in members:
-                work = tuple(made(*items[i][: len(trees)]))
-                items[i], count = (*work, *items[i][len(trees) :]), len(work)
-        if joins and done is not None:
-            # The stacks of one bucket make room for those of the next.
-            items[members[0]] = tuple(_once(done, x) for x in items[members[0]])
-        # On a mesh what is cut into chunks is a device's part of a stack.
-        g = partial(_joined, g, count, chunk_bytes, wide)
-        if distribute is not None:
-            stacks = [(*flat_views[group[0]].stack, 1)[0] for group in groups]
-            g = distribute(g, count, stacks)
-        parts = g(*(_merge([items[i] for i in group]) for group in groups))
-        if joins:
-            done = jax.tree.leaves(parts)
-        for group, part in zip(groups, parts, strict=True):
-            count = len(group)
-            hidden = distribute is None and count >= _MANY
-            places = _hidden_places(count, items[0][0]) if hidden else range(count)
-            for place, i in zip(places, group, strict=True):
-                view = flat_views[i]
-                own = jax.tree.map(partial(_member, place, count), part)
-                matrix, *others = own
-                if matrix is not None:
-                    matrix = view.leaf(matrix.mT if turned[i] else matrix)
-                results[i] = (matrix, *map(view.unflat, others))
+        members = [i for group in groups for i in group]
+        bucket = _Bucket(
+            f,
+            made,
+            len(trees),
+            [len(group) for group in groups],
+            [flat_views[i] for i in members],
+            wide,
+            chunk_bytes,
+            distribute,
+        )
+        found, wait = bucket([leaves[i] for i in members], wait)
+        for i, result in zip(members, found, strict=True):
+            results[i] = result
     empty = [()] * (1 + len(factors))
     return tuple(map(treedef.unflatten, zip(*results, strict=True) if items else empty))
+
+
+def _seen(view: View, trees: int, leaves: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Leaves as stacks of matrices, and factors with one stack axis."""
+    return (*map(view.matrices, leaves[:trees]), *map(view.flat, leaves[trees:]))
+
+
+def _as_leaves(view: View, found: Sequence[Any]) -> tuple[Any, ...]:
+    """A matrix, or None, and factors as a leaf has them."""
+    matrix, *factors = found
+    leaf = None if matrix is None else view.leaf(matrix)
+    return (leaf, *map(view.unflat, factors))
+
+
+class _Bucket(NamedTuple):
+    """How the leaves of one bucket are worked on, as `map_matrices` says.
+
+    Attributes:
+      sizes: how many of the leaves each group has.
+      views: of each leaf.
+    """
+
+    f: Callable[..., Any]
+    made: Callable[..., Any] | None
+    trees: int
+    sizes: list[int]
+    views: list[View]
+    wide: bool
+    chunk_bytes: int | None
+    distribute: Distribute | None
+
+    def __call__(
+        self, leaves: list[tuple[jax.Array, ...]], wait: jax.Array | None
+    ) -> tuple[list[Any], jax.Array | None]:
+        """The results of each leaf, and what the next bucket waits for."""
+        if self.distribute is not None or len(leaves) == 1:
+            return self._stacked(leaves, None)[0], wait
+        shape, dtype = (2, self.views[0].m, self.views[0].n), leaves[0][0].dtype
+        if (
+            chunks.chunk_size(shape, dtype, self.chunk_bytes or chunks.CPU_CHUNK_BYTES)
+            == 2
+        ):
+            return self._stacked(leaves, wait)
+        if self.chunk_bytes:
+            return self._in_turn(leaves, wait)
+        # On a CPU one matrix after the other is faster than a stack. On a GPU every
+        # choice of a leaf would wait for the host.
+        return lax.platform_dependent(
+            leaves, wait, cpu=self._in_turn, default=self._stacked
+        )
+
+    def _in_turn(
+        self, leaves: list[tuple[jax.Array, ...]], wait: jax.Array | None
+    ) -> tuple[list[Any], jax.Array]:
+        """Leaf by leaf, each written over: nothing is stacked."""
+        f, trees = self.f, self.trees
+        if self.made is not None:
+            f = partial(_after, self.made, f, trees)
+        results: list[Any] = [None] * len(leaves)
+        alike: dict[Any, list[int]] = {}
+        for i, view in enumerate(self.views):
+            alike.setdefault((view.stack, view.m, view.n), []).append(i)
+        for (_, m, n), members in alike.items():
+            views = [self.views[i] for i in members]
+            found = chunks.one_by_one(
+                partial(_turned, f) if self.wide and m > n else f,
+                trees,
+                [leaves[i] for i in members],
+                [partial(_seen, view, trees) for view in views],
+                [partial(_as_leaves, view) for view in views],
+            )
+            for i, result in zip(members, found, strict=True):
+                results[i] = result
+        return results, jnp.zeros((), bool) if wait is None else wait
+
+    def _stacked(
+        self, leaves: list[tuple[jax.Array, ...]], wait: jax.Array | None
+    ) -> tuple[list[Any], jax.Array]:
+        """The leaves of a group as one stack, and the stacks of groups as one."""
+        f, trees, apart = self.f, self.trees, self.distribute is None
+        items = [_seen(v, trees, x) for v, x in zip(self.views, leaves, strict=True)]
+        # What is to be joined is turned on the way, not after.
+        turned = [self.wide and apart and _is_small_and_tall(x[0]) for x in items]
+        items = [
+            tuple(x.mT for x in item) if turn else item
+            for item, turn in zip(items, turned, strict=True)
+        ]
+        if self.made is not None and apart and len(items) == 1:
+            f = partial(_after, self.made, f, trees)
+        elif self.made is not None:
+            # What is stacked or moved is what is worked on, and no more.
+            works = [tuple(self.made(*item[:trees])) for item in items]
+            items = [
+                (*work, *item[trees:]) for work, item in zip(works, items, strict=True)
+            ]
+            trees = len(works[0])
+        if wait is not None:
+            # The stacks of one bucket make room for those of the next.
+            items[0] = tuple(chunks.once(wait, x) for x in items[0])
+        ends = [0, *itertools.accumulate(self.sizes)]
+        groups = [items[a:b] for a, b in itertools.pairwise(ends)]
+        # On a mesh what is cut into chunks is a device's part of a stack.
+        f = partial(_joined, f, trees, self.chunk_bytes, self.wide)
+        if self.distribute is not None:
+            stacks = [(*self.views[a].stack, 1)[0] for a in ends[:-1]]
+            f = self.distribute(f, trees, stacks)
+        parts = f(*map(_merge, groups))
+        results = []
+        for count, part in zip(self.sizes, parts, strict=True):
+            hidden = apart and count >= _MANY
+            places = _hidden_places(count, items[0][0]) if hidden else range(count)
+            results += [
+                jax.tree.map(partial(_member, place, count), tuple(part))
+                for place in places
+            ]
+        results = [
+            (matrix.mT if turn and matrix is not None else matrix, *factors)
+            for (matrix, *factors), turn in zip(results, turned, strict=True)
+        ]
+        found = [_as_leaves(v, x) for v, x in zip(self.views, results, strict=True)]
+        return found, chunks.never(jax.tree.leaves(parts))
 
 
 def _is_small_and_tall(x: jax.Array) -> bool:
@@ -234,7 +326,7 @@ def _joined(
     if len(groups) == 1:
         m, n = groups[0][0].shape[1:]
         turned = partial(_turned, f) if wide and m > n else f
-        return (_in_chunks(turned, trees, chunk_bytes, groups[0]),)
+        return (chunks.in_chunks(turned, trees, chunk_bytes, groups[0]),)
     talls = [group[0].shape[1] > group[0].shape[2] for group in groups]
     turned = [
         [x.mT if tall else x for x in group]
@@ -242,7 +334,7 @@ def _joined(
     ]
     columns = [jnp.concatenate(column) for column in zip(*turned, strict=True)]
     ends = np.cumsum([group[0].shape[0] for group in groups])[:-1]
-    matrix, *rest = _in_chunks(f, trees, chunk_bytes, columns)
+    matrix, *rest = chunks.in_chunks(f, trees, chunk_bytes, columns)
     matrix = [None] * len(groups) if matrix is None else jnp.split(matrix, ends)
     return tuple(
         (x.mT if tall and x is not None else x, *others)
@@ -261,101 +353,3 @@ def _turned(f: Callable[..., Any], *matrices: jax.Array) -> tuple[Any, ...]:
     """`f` of the transposed matrices, transposed back."""
     matrix, *rest = f(*(x.mT for x in matrices))
     return (None if matrix is None else matrix.mT, *rest)
-
-
-def _in_chunks(
-    f: Callable[..., Any],
-    trees: int,
-    chunk_bytes: int | None,
-    arrays: Sequence[jax.Array],
-) -> tuple[Any, ...]:
-    """`f` on a stack, a chunk of its slices at a time, so that temporaries are small.
-
-    Where no size is given, the platform decides, when the program is lowered.
-    """
-    stack, *_ = shape = arrays[0].shape
-    budgets = [chunk_bytes] * 2 if chunk_bytes else [CPU_CHUNK_BYTES, CHUNK_BYTES]
-    sizes = [chunk_size(shape, arrays[0].dtype, budget) for budget in budgets]
-    if min(sizes) >= stack:
-        return f(*arrays)
-    results = jax.eval_shape(lambda: f(*(x[:1] for x in arrays)))
-    cpu, default = (partial(_chunk_by_chunk, f, results, trees, k) for k in sizes)
-    if sizes[0] == sizes[1]:
-        return default(*arrays)
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
-
-
-def _chunk_by_chunk(
-    f: Callable[..., Any], shapes: Any, trees: int, size: int, *arrays: jax.Array
-) -> tuple[Any, ...]:
-    """`f` on so many slices of a stack at a time; `shapes` are those of its results.
-
-    The resulting matrices are written over the first stack, chunk by chunk, and the
-    new factors over the old ones. Where their buffers may be taken, as in a donated
-    step, nothing of the stack's size is made.
-    """
-    stack = arrays[0].shape[0]
-    if size >= stack:
-        return f(*arrays)
-    # What comes out replaces what went in, where that has its shape.
-    inputs = [arrays[0], *arrays[trees:]]
-    inputs += [None] * (len(shapes) - len(inputs))
-    results = [_room(x, given, stack) for x, given in zip(shapes, inputs, strict=False)]
-    places = [0, *range(trees, len(arrays))]
-
-    def body(k, results):
-        # What was written over is read from there; its chunks to come are the old.
-        now = dict(enumerate(arrays))
-        for place, result in zip(places, results, strict=False):
-            if result is not None and _same(result, arrays[place]):
-                now[place] = result
-        start = k * size
-        chunk = [
-            lax.dynamic_slice_in_dim(now[i], start, size) for i in range(len(arrays))
-        ]
-        found = f(*chunk)
-        # XLA copies the whole stack at every turn if a chunk might be written over
-        # before all has been read of it.
-        start = _once([x for x in found if x is not None], start)
-        return [
-            old if old is None else lax.dynamic_update_slice_in_dim(old, new, start, 0)
-            for old, new in zip(results, found, strict=True)
-        ]
-
-    return tuple(lax.fori_loop(0, stack // size, body, results))
-
-
-def _once(done: Sequence[jax.Array], x: jax.Array) -> jax.Array:
-    """The same number or array, as one that waits until others are known.
-
-    XLA drops `lax.optimization_barrier` before it looks what waits for what.
-    """
-    entries = [y[(0,) * y.ndim] for y in done]
-    never = functools.reduce(operator.or_, [(y < 0) & (y > 0) for y in entries])
-    return jnp.where(never, jnp.zeros_like(x), x)
-
-
-def _room(x: Any, given: Any, stack: int) -> Any:
-    """Where a result goes: over what was given, if it has the same shape."""
-    if x is None:
-        return None
-    shape = (stack, *x.shape[1:])
-    if given is not None and given.shape == shape and given.dtype == x.dtype:
-        return given
-    return jnp.zeros(shape, x.dtype)
-
-
-def _same(x: jax.Array, y: jax.Array) -> bool:
-    return x.shape == y.shape and x.dtype == y.dtype
-
-
-def chunk_size(shape: Sequence[int], dtype: Any, chunk_bytes: int) -> int:
-    """How many matrices of a stack `(S, m, n)` are worked on at a time.
-
-    The largest divisor of `S` whose matrices take at most `chunk_bytes`, and one.
-    """
-    stack, m, n = shape
-    most = max(chunk_bytes // max(m * n * jnp.dtype(dtype).itemsize, 1), 1)
-    return max(
-        (d for d in range(1, stack + 1) if stack % d == 0 and d <= most), default=1
-    )

@@ -80,7 +80,8 @@ def start(words: list[str]) -> subprocess.Popen:
     """Starts a run on two devices of the CPU."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        "--xla_force_host_platform_device_count=2",
         "HF_HUB_OFFLINE": "1",
     }
     return subprocess.Popen(

@@ -11,10 +11,12 @@ import pytest
 
 import optlab
 from optlab import sharding
-from optlab.matrices import buckets
+from optlab.matrices import buckets, chunks
 from optlab.roles import tree_views
 
-SHAPES = {"up": (6, 4, 10), "down": (6, 10, 4), "square": (5, 4, 4), "single": (10, 4)}
+SHAPES = {"up": (6, 4, 10), "down": (6, 10, 4), "square": (5, 4, 4)}
+SHAPES |= {"single": (10, 4), "other": (10, 4), "wide": (4, 10), "conv": (2, 5, 2, 2)}
+SHAPES |= {"out/kernel": (5, 2, 4)}
 RULE = optlab.default_roles(stacked=("up", "down", "square"))
 
 
@@ -32,7 +34,7 @@ RULE = optlab.default_roles(stacked=("up", "down", "square"))
     ],
 )
 def test_chunks_divide_their_stack(shape, limit, size):
-    assert buckets.chunk_size(shape, jnp.float32, limit) == size
+    assert chunks.chunk_size(shape, jnp.float32, limit) == size
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -105,13 +107,13 @@ def test_every_matrix_method_takes_the_size_of_its_chunks():
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_given_size_of_chunks_is_every_buckets(monkeypatch, name):
-    sizes, given = [], buckets.chunk_size
+    sizes, given = [], chunks.chunk_size
 
     def noted(shape, dtype, chunk_bytes):
         sizes.append(chunk_bytes)
         return given(shape, dtype, chunk_bytes)
 
-    monkeypatch.setattr(buckets, "chunk_size", noted)
+    monkeypatch.setattr(chunks, "chunk_size", noted)
     tx = TRANSFORMS[name](roles=RULE, chunk_bytes=200)
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()}
     state = jax.eval_shape(tx.init, params)
@@ -119,12 +121,45 @@ def test_a_given_size_of_chunks_is_every_buckets(monkeypatch, name):
     assert set(sizes) == {200}
 
 
+def test_separate_leaves_in_turn_are_batched_and_derived(x64):
+    """As an ensemble and a learning rate that is learnt need it."""
+    params = {k: SHAPES[k] for k in ("single", "other", "wide", "conv")}
+    views = tree_views(jax.tree.map(jnp.ones, params, is_leaf=_is_shape), RULE, "test")
+    rng = np.random.default_rng(0)
+    leaves = {k: jnp.asarray(rng.standard_normal((3, *s))) for k, s in params.items()}
+
+    def total(leaves, chunk_bytes):
+        (found,) = buckets.map_matrices(
+            *(lambda x: (jnp.sin(x) @ x.mT @ x,), views, (leaves,)),
+            wide=True,
+            chunk_bytes=chunk_bytes,
+        )
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(found))
+
+    def derived(chunk_bytes):
+        return jax.vmap(jax.grad(partial(total, chunk_bytes=chunk_bytes)))(leaves)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+    jax.tree.map(close, derived(1), derived(None))
+
+
+def _is_shape(x):
+    return isinstance(x, tuple)
+
+
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize(("platform", "stack"), [("cpu", ""), ("cuda", "8x")])
 def test_the_platform_that_is_lowered_for_decides_where_no_size_is_given(
-    platform, stack
+    platform, stack, separate
 ):
     tx = optlab.muon(1e-2, roles=optlab.default_roles(stacked="."))
     params = {"w": jax.ShapeDtypeStruct((8, 512, 512), jnp.float32)}
+    if separate:
+        tx = optlab.muon(1e-2)
+        one = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+        params = {f"layer{i}/kernel": one for i in range(8)}
     traced = jax.jit(tx.update).trace(params, jax.eval_shape(tx.init, params), params)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     products = re.findall(r"dot_general.*-> tensor<(8x)?512x512xf32>", text)

@@ -197,10 +197,11 @@ def mixture_error(
 
 
 def write_table() -> None:
-    """Fits every shape of the committed table again and writes the file."""
-    # LLaMA 60M, 130M, 350M and 1B: attention, MLP, merged QKV.
+    """Fits every shape of the committed table and writes the file."""
+    # LLaMA 60M, 130M, 350M, 1B, 3B and 7B: attention, and the MLP.
     shapes = [(512, 512), (512, 1376), (768, 768), (768, 2048)]
     shapes += [(1024, 1024), (1024, 2736), (2048, 2048), (2048, 5461)]
+    shapes += [(3200, 3200), (3200, 8640), (4096, 4096), (4096, 11008)]
     # GPT-2 small, and what ROOT's authors give.
     shapes += [(768, 2304), (768, 3072), (2048, 3072), (2048, 8192), (2048, 16384)]
     # ResNet-20 and ResNet-32 as (9 in, out), their shortcuts as (in, out).
