@@ -9,7 +9,7 @@ a cosine down to a tenth. 60M by default; for the others pass
 
 which is 1.3, 2.6, 7.9 and 13.1 G tokens.
 
-The shards: `python -m experiments.data.prepare --output=data/c4 --dataset=allenai/c4
+The shards: `python -m experiments.prepare --output=data/c4 --dataset=allenai/c4
 --subset=en --validation_split=validation --limit=3000000 --tokenizer=tokenizer.json`
 with LLaMA's or T5's tokenizer.json (the papers use T5's), or without it to train BPE.
 `--config.task.data=stream --config.task.path=allenai/c4 --config.task.subset=en

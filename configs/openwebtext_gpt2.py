@@ -2,7 +2,7 @@
 
 480 windows of 1,024 tokens make a step, worked through in 10 parts; the vocabulary is
 padded to 50,304. `data/openwebtext` holds `train.bin` and `val.bin` as nanoGPT's
-`data/openwebtext/prepare.py` writes them, or shards of `experiments.data.prepare` with
+`data/openwebtext/prepare.py` writes them, or shards of `experiments.prepare` with
 GPT-2's tokenizer.json; `--config.model.size=medium` and so on for the larger models.
 
 Expected: nanoGPT's README gives a validation loss of about 2.85 nats after 600,000

@@ -1,8 +1,8 @@
 """The arguments of a factory that a config offers, read from signature and docstring.
 
 A config can hold numbers, strings, booleans and tuples of them. So an argument is
-offered if its default is one of these, or None. `**options: Unpack[T]` offers the keys
-of the `TypedDict` T; plain `**options` takes any name.
+offered if its default is one of these, or None. :mod:`optlab.signatures` says what
+`**options` stands for.
 """
 
 import ast
@@ -10,12 +10,13 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from optlab.signatures import options_of, parameters_of
+
 _KINDS = (bool, int, float, str, tuple)
-_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 class Argument(NamedTuple):
@@ -39,18 +40,6 @@ class Arguments(NamedTuple):
     open: bool
 
 
-def parameters_of(factory: Callable) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a function or class by name.
-
-    Classes whose metaclass makes the objects, as flax has it, say nothing by
-    themselves: their `__init__` does.
-    """
-    if isinstance(factory, type) and type(factory).__call__ is not type.__call__:
-        _, *own = inspect.signature(factory.__init__).parameters.items()
-        return dict(own)
-    return inspect.signature(factory).parameters
-
-
 def arguments_of(factory: Callable, supplied: Iterable[str] = ()) -> Arguments:
     """The arguments that a config may set.
 
@@ -63,35 +52,12 @@ def arguments_of(factory: Callable, supplied: Iterable[str] = ()) -> Arguments:
         for name, parameter in parameters_of(factory).items()
         if isinstance(parameter.default, (*_KINDS, type(None)))
     }
-    typed, is_open = _options(factory)
+    typed, is_open = options_of(factory)
     for name, annotation in typed.items():
         argument = Argument(None, _annotated(annotation, name), named=False)
         by_name.setdefault(name, argument)
     kept = {name: x for name, x in by_name.items() if name not in set(supplied)}
     return Arguments(kept, is_open)
-
-
-def accepted(factory: Callable, offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that a factory takes.
-
-    Args:
-      factory: a function or a class.
-      offered: values by name. What `**options` would take and is None was not given.
-    """
-    parameters = parameters_of(factory)
-    named = {name for name in parameters if parameters[name].kind not in _VARIADIC}
-    typed, is_open = _options(factory)
-    return {
-        name: value
-        for name, value in offered.items()
-        if name in named or (value is not None and (is_open or name in typed))
-    }
-
-
-def takes(factory: Callable, name: str) -> bool:
-    """Whether the signature has the argument, or its typed `**options`."""
-    typed, _ = _options(factory)
-    return name in parameters_of(factory) or name in typed
 
 
 def literal(text: str) -> bool | int | float | str:
@@ -131,24 +97,6 @@ def _entries(text: str) -> dict[str, str]:
         for names, said in zip(starts[1::2], starts[2::2], strict=True)
         for name in re.findall(r"\w+", names)
     }
-
-
-def _options(factory: Callable) -> tuple[dict[str, Any], bool]:
-    """The keys of typed `**options` with their types, and whether any name is taken."""
-    parameters = parameters_of(factory).values()
-    rest = [p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD]
-    if not rest:
-        return {}, False
-    written = factory.__init__ if isinstance(factory, type) else factory
-    written = inspect.unwrap(written.func if isinstance(written, partial) else written)
-    try:
-        hints = typing.get_type_hints(written, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names for type checkers alone
-        hints = {}
-    hint = hints.get(rest[0].name, rest[0].annotation)
-    if typing.get_origin(hint) is not typing.Unpack:
-        return {}, True
-    return typing.get_type_hints(typing.get_args(hint)[0]), False
 
 
 def _kind(parameter: inspect.Parameter) -> type:

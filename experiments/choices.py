@@ -7,7 +7,8 @@ own first.
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -20,6 +21,10 @@ from experiments.arguments import Arguments, arguments_of
 from experiments.errors import UserError, nearest
 from experiments.schedules import SCHEDULES
 from optlab.origins import file_of
+from optlab.signatures import own_names
+
+# A word of the command line: `no` before it, the field, and what is behind a `=`.
+WORD = re.compile(r"--?(no)?config\.([^=]*)=?(.*)", re.S)
 
 # Where the project's own factories are written.
 _ROOTS = [
@@ -176,6 +181,43 @@ def kept(
         for name, value in own.items()
         if any(name in x.by_name or x.open for x in mine)
     }
+
+
+def own_words(
+    config: ml_collections.ConfigDict, kwargs: dict[str, Any], overrides: Sequence[str]
+) -> list[str]:
+    """The words of the command line, and the file's kwargs, under a method's own names.
+
+    What some methods call `b1` is `momentum` to others, and each takes either name.
+
+    Args:
+      config: as the file has it.
+      kwargs: of the file by section; the optimizer's are replaced.
+      overrides: as on the command line.
+
+    Raises:
+      UserError: an argument is given under both names.
+    """
+    found = [WORD.match(word) for word in overrides]
+    names = [match[3] for match in found if match[2] == "optimizer.name"]
+    chosen = factory("optimizer.name", (names or [config.optimizer.name])[-1])
+    inside = "optimizer.kwargs."
+    given = {
+        match[2].removeprefix(inside): match[3]
+        for match in found
+        if match[2].startswith(inside)
+    }
+    try:
+        own_names(chosen, given)
+        own = factory("optimizer.name", config.optimizer.name)
+        kwargs["optimizer"] = own_names(own, kwargs["optimizer"])
+    except ValueError as error:
+        raise UserError(f"--config.optimizer.kwargs: {error}") from error
+    known = getattr(chosen, "synonyms", {})
+    fields = {inside + other: inside + name for other, name in known.items()}
+    return [
+        match[0].replace(match[2], fields.get(match[2], match[2]), 1) for match in found
+    ]
 
 
 def _value(config: ml_collections.ConfigDict, field: str) -> str:

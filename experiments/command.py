@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from experiments import config as configs
+from experiments.errors import UserError
 
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 # Standard error and nowhere, opened early: later no descriptor may be left.
@@ -76,16 +77,16 @@ def run(
             flags.FLAGS(rest[:1])  # absl's own, which nobody gives
             return own(rest)[1:], overrides
         except flags.Error as error:
-            leave(configs.UserError(str(error).splitlines()[0]))
+            leave(UserError(str(error).splitlines()[0]))
 
     def guarded(arguments: tuple[list[str], list[str]]) -> None:
         try:
             status = main(*arguments)
-        except configs.UserError as error:
+        except UserError as error:
             leave(error)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            leave(configs.UserError(where + (error.strerror or type(error).__name__)))
+            leave(UserError(where + (error.strerror or type(error).__name__)))
         except KeyboardInterrupt:
             status = 130
         sys.exit(status)
@@ -93,7 +94,7 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
-def leave(error: configs.UserError):
+def leave(error: UserError):
     """Says what was wrong and ends the process with the error's status.
 
     Nothing comes after that line: threads that a library left behind write to nowhere.
@@ -115,13 +116,13 @@ def require(**values: str | None) -> None:
     """Raises a `UserError` for the first flag that was not given."""
     for name, value in values.items():
         if not value:
-            raise configs.UserError(f"--{name}: missing")
+            raise UserError(f"--{name}: missing")
 
 
 def no_arguments(positional: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """Raises a `UserError` for what a command does not take."""
     for word in (*positional, *overrides):
-        raise configs.UserError(f"{word!r} belongs to no flag")
+        raise UserError(f"{word!r} belongs to no flag")
 
 
 def _help(text: str | None, own: flags.FlagValues, epilogue: str) -> str:

@@ -95,9 +95,8 @@ def load(
     config, kwargs = (
         _read(path) if path else (base(), {section: {} for section in choices.FIELDS})
     )
-    given = [
-        re.match(r"--?(no)?config\.([^=]*)=?(.*)", word, re.S) for word in overrides
-    ]
+    words = choices.own_words(config, kwargs, overrides)
+    given = [choices.WORD.match(word) for word in words]
     last = {match[2]: match[3] for match in given}
     for section in choices.FIELDS:
         _choose(config, section, kwargs[section], last)

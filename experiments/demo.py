@@ -16,7 +16,8 @@ from absl import flags
 
 from experiments import command, report
 from experiments import config as configs
-from experiments.reporting import tables
+from experiments.errors import UserError
+from experiments.reporting import files
 from experiments.trainer import loop, workdir
 
 _FLAGS = flags.FlagValues()
@@ -49,7 +50,7 @@ def _train(folder: pathlib.Path, name: str, rate: float, overrides: list[str]) -
         return loop.train(config, str(folder), overrides=changed)
     except workdir.WorkdirInUse:
         raise
-    except configs.UserError:  # interrupted, or left by another version of the demo
+    except UserError:  # interrupted, or left by another version of the demo
         return loop.train(config, str(folder), overrides=changed, overwrite=True)
 
 
@@ -79,8 +80,8 @@ def try_rates(
     for row in rows:
         del row["seconds"]  # what counts is the loss after equal steps
     _print(rows)
-    (folder / "rates.md").write_text(report.markdown(rows))
-    tables.write_csv(folder / "rates.csv", rows)
+    (folder / "rates.md").write_text(files.markdown(*files.split(rows)))
+    files.write_csv(folder / "rates.csv", *files.split(rows))
     return 0
 
 
@@ -97,12 +98,10 @@ def main(positional: list[str], overrides: list[str]) -> int:
     try:
         rates = [float(rate) for rate in _RATES.value]
     except ValueError as error:
-        raise configs.UserError(f"--rates: {error}, allowed numbers") from error
+        raise UserError(f"--rates: {error}, allowed numbers") from error
     for name in _METHODS.value:
         if name not in METHODS:
-            raise configs.UserError(
-                f"--methods: given {name!r}, allowed {', '.join(METHODS)}"
-            )
+            raise UserError(f"--methods: given {name!r}, allowed {', '.join(METHODS)}")
     folder = pathlib.Path(_WORKDIR.value)
     if rates:
         return try_rates(folder, _METHODS.value, rates, overrides)

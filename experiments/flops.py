@@ -104,9 +104,9 @@ class Flops(NamedTuple):
     """Operations of one call; a multiply-add is two.
 
     Attributes:
-        matmul: matrix products and convolutions, exact.
-        elementwise: one per element of elementwise operations and reductions.
-        factorization: QR, eigh, SVD and their kin, sorts and FFTs, to leading order.
+      matmul: matrix products and convolutions, exact.
+      elementwise: one per element of elementwise operations and reductions.
+      factorization: QR, eigh, SVD and their kin, sorts and FFTs, to leading order.
     """
 
     matmul: int = 0
@@ -133,21 +133,21 @@ def count_flops(
     loop.
 
     Args:
-        fn: a function that JAX can trace.
-        *args: its arguments; `jax.ShapeDtypeStruct` leaves will do.
-        while_trips: how often a while loop runs whose length the program does not
-            show; counted loops `i = a; while i < b: i += 1` with constant a and b
-            show theirs.
-        cheapest_branch: take the cheapest branch of every `cond` instead of the
-            most expensive: what a step costs when nothing special is due.
-        platform: whose branch is taken where the program asks what it is lowered for.
+      fn: a function that JAX can trace.
+      *args: its arguments; `jax.ShapeDtypeStruct` leaves will do.
+      while_trips: how often a while loop runs whose length the program does not
+        show; counted loops `i = a; while i < b: i += 1` with constant a and b
+        show it.
+      cheapest_branch: take the cheapest branch of every `cond` instead of the
+        most expensive: what a step costs when nothing special is due.
+      platform: whose branch is taken where the program asks what it is lowered for.
 
     Returns:
-        The operations of one call.
+      The operations of one call.
 
     Raises:
-        ValueError: a while loop's length is unknown and `while_trips` was not given,
-            or the program has an operation that cannot be counted.
+      ValueError: a while loop's length is unknown and `while_trips` was not given,
+        or the program has an operation that cannot be counted.
     """
     closed = jax.make_jaxpr(fn)(*args)
     used = [True] * len(closed.jaxpr.outvars)
@@ -207,7 +207,7 @@ class _Counter:
             devices = math.prod(params["mesh"].shape[axis] for axis in axes)
             return _times(devices, self.jaxpr(params["jaxpr"]))
         inner = list(core.jaxprs_in_params(params))
-        # A sum's or maximum's combiner is no work of its own.
+        # A sum's or maximum's combiner is no extra work.
         if inner and not name.startswith(("reduce", "scatter")):
             return _add(*(self.jaxpr(body) for body in inner))
         return _leaf(eqn)

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import command
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.reporting import figures, inside, page
+from experiments.reporting.files import markdown, split, write_csv
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs
-from experiments.reporting.tables import csv_rows, markdown, methods_table, write_csv
+from experiments.reporting.tables import csv_rows, methods_table
 from experiments.reporting.tables import runs_table as table
 
 _FLAGS = flags.FlagValues()
@@ -34,7 +35,7 @@ _TUNED = flags.DEFINE_list(
     "tuned",
     [],
     "more fields than the rate that were tuned, such as optimizer.weight_decay: they "
-    "make no other method, and each seed is a study of its own (AlgoPerf's protocol)",
+    "make no other method, and each seed is a separate study (AlgoPerf's protocol)",
     flag_values=_FLAGS,
 )
 
@@ -61,8 +62,8 @@ def write_report(
     rows = methods_table(methods, base, studies=studies)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [{name: text for name, (text, _) in row.items()} for row in rows]
-    (folder / "results.md").write_text(markdown(texts), encoding="utf-8")
-    write_csv(folder / "results.csv", csv_rows(methods))
+    (folder / "results.md").write_text(markdown(*split(texts)), encoding="utf-8")
+    write_csv(folder / "results.csv", *split(csv_rows(methods)))
     looks = inside.read(runs)
     seen = {
         "What was seen inside": inside.table(runs, looks),
@@ -72,9 +73,11 @@ def write_report(
     }
     seen = {title: found for title, found in seen.items() if found}
     if seen:
-        parts = [f"## {title}\n\n{markdown(found)}" for title, found in seen.items()]
+        parts = [
+            f"## {title}\n\n{markdown(*split(found))}" for title, found in seen.items()
+        ]
         (folder / "looks.md").write_text("\n".join(parts), encoding="utf-8")
-        write_csv(folder / "looks.csv", next(iter(seen.values())))
+        write_csv(folder / "looks.csv", *split(next(iter(seen.values()))))
     drawings = figures.drawings(methods) | inside.drawings(methods, looks)
     inline = {}
     for name, drawing in drawings.items():

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import command, field_help
 from experiments import config as configs
+from experiments.errors import UserError
 from experiments.trainer import loop
 
 _FLAGS = flags.FlagValues()
@@ -81,13 +82,13 @@ def _join_processes() -> None:
     if not _MULTIHOST.value:
         for name, value in options.items():
             if value is not None:
-                raise configs.UserError(f"--{name}: only with --multihost")
+                raise UserError(f"--{name}: only with --multihost")
         return
     try:
         jax.distributed.initialize(**options)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise configs.UserError(f"--multihost: {reason}") from error
+        raise UserError(f"--multihost: {reason}") from error
     if jax.default_backend() == "cpu":
         # A program from the cache and one just compiled, as two processes may have
         # them, do not send in the same order there (jaxlib 0.10.2).
@@ -97,10 +98,10 @@ def _join_processes() -> None:
 def _check_flags() -> None:
     """Refuses flags that do not go together."""
     if _CHANGE_SCHEDULE.value and not _EXTEND.value:
-        raise configs.UserError("--change_schedule: only with --extend")
+        raise UserError("--change_schedule: only with --extend")
     for other in (_OVERWRITE, _RESET_OPTIMIZER, _EVALUATE):
         if _EXTEND.value and other.value:
-            raise configs.UserError(f"--extend: not with --{other.name}")
+            raise UserError(f"--extend: not with --{other.name}")
 
 
 def main(positional: list[str], overrides: list[str]) -> int:

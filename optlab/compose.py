@@ -12,7 +12,7 @@ import optax
 from optlab import checks
 from optlab.dtypes import at_least_float32
 from optlab.leaves import over_leaves
-from optlab.options import DecayOptions, MatrixOptions, Rate, SpreadOptions, pick
+from optlab.options import DecayOptions, Rate, SpreadOptions, pick
 from optlab.roles import VECTOR, as_rule, leaf_name, tree_groups
 from optlab.state import say
 
@@ -267,10 +267,9 @@ def decay_mask(mask: Any, roles: Any = None) -> Callable[[Any], Any] | None:
 def matrix_optimizer(
     direction: Callable[..., optax.GradientTransformation],
     learning_rate: Rate,
-    options: MatrixOptions,
+    options: Mapping[str, Any],
     *,
     adam: Callable[..., optax.GradientTransformation] = scale_by_adam,
-    step: Callable[..., optax.GradientTransformation] | None = None,
     decay_start: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A matrix method as an optimizer: itself on hidden matrices, AdamW elsewhere.
@@ -280,11 +279,11 @@ def matrix_optimizer(
         `roles`, `mu_dtype`, `distribute` and `chunk_bytes`.
       learning_rate: of the hidden matrices, a number or a schedule. None: no scaling,
         and so the direction itself, which ascends.
-      options: all of `MatrixOptions`, as :func:`optlab.options.takes` gives them.
+      options: all of `MatrixOptions`, as :func:`optlab.options.takes` gives them, and
+        perhaps `step`: what makes the matrices' step of a direction, a rate and
+        `roles=` in the place of :func:`descend`, such as :func:`optlab.hyperball`.
       adam: what makes the other leaves' direction, from `adam_b1`, `adam_b2`,
         `adam_eps` and `mu_dtype`.
-      step: what makes the matrices' step of a direction, a rate and `roles=`, such as
-        :func:`optlab.hyperball`. None: :func:`descend`, with decay.
       decay_start: the first call, from 0, that decays.
 
     Returns:
@@ -317,10 +316,10 @@ def matrix_optimizer(
     others = adam(b1, b2, eps, mu_dtype=given["mu_dtype"])
     end = partial(descend, **decay, decay_start=decay_start)
     matrices = direction(**pick(SpreadOptions, given))
-    if step is None:
-        own = end(matrices, rates["learning_rate"], decays["weight_decay"])
+    if "step" in given:
+        own = given["step"](matrices, rates["learning_rate"], roles=given["roles"])
     else:
-        own = step(matrices, rates["learning_rate"], roles=given["roles"])
+        own = end(matrices, rates["learning_rate"], decays["weight_decay"])
     return by_role(
         own,
         end(others, rates["adam_learning_rate"], decays["adam_weight_decay"]),

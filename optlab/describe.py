@@ -9,7 +9,7 @@ import jax
 import optax
 
 from optlab.decay import leaf_decays
-from optlab.roles import Matrix, Rule, View, as_rule, doubts, group, leaf_name, recorded
+from optlab.roles import Matrix, Rule, View, as_rule, doubts, group, leaf_name
 from optlab.state import make_abstract_state, owning_parameter, state_leaves
 
 
@@ -120,16 +120,17 @@ def describe(
     if _is_transform(rule) or (tx is not None and not _is_transform(tx)):
         tx, rule = rule, tx
     transform = cast(optax.GradientTransformation | None, tx)
-    with recorded() as asked:
-        state = []
-        if transform is not None:
-            state = state_leaves(make_abstract_state(transform, params)[0])
+    state, said = [], {}
+    if transform is not None:
+        abstract, said = make_abstract_state(transform, params)
+        state = state_leaves(abstract)
+    asked = said.get("roles", {})
     default = as_rule(rule)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     roles = {}
     for path, leaf in leaves:
         name = leaf_name(path)
-        works = asked.roles.get(name)
+        works = asked.get(name)
         roles[name] = default(path, leaf) if rule or works is None else works
         if works not in (None, roles[name]):
             raise ValueError(
@@ -166,8 +167,8 @@ def describe(
         )
         for (path, leaf), decay in zip(leaves, decays, strict=True)
     )
-    rules = asked.rules if rule is None and asked.rules else [default]
-    notes = [doubts(params, each) for each in rules]
+    rules = list(said.get("rules", {}).values()) if rule is None else []
+    notes = [doubts(params, each) for each in rules or [default]]
     return Description(rows, {k: text for n in notes for k, (_, text) in n.items()})
 
 

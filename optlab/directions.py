@@ -18,7 +18,7 @@ decay. Rates of other groups of leaves (`adam_learning_rate`) are factors beside
 
 import functools
 import inspect
-import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +36,8 @@ from optlab.optimizers import scion as _scion
 from optlab.optimizers import soap as _soap
 from optlab.optimizers import spam as _spam
 from optlab.optimizers import stable_spam as _stable_spam
+from optlab.options import meanings
+from optlab.signatures import own_names
 
 # What the loop does itself; Scion's constraint is its decay.
 _LOOPS_OWN = (
@@ -60,6 +62,7 @@ def _direction(
             raise TypeError(
                 f"{name} takes keyword arguments only, and no learning rate"
             )
+        kwargs = own_names(alias, kwargs)
         try:
             flat.bind(**kwargs)
         except TypeError as error:
@@ -71,22 +74,9 @@ def _direction(
     direction.__module__ = __name__
     direction.__doc__ = (
         f"The direction of :func:`optlab.{alias.__name__}`, of which the arguments are."
-        f"\n\n{_meanings(alias.__doc__ or '', flat)}"
+        f"\n\nArgs:\n{textwrap.indent(meanings(alias.__doc__ or '', flat), '  ')}"
     )
     return direction
-
-
-def _meanings(text: str, signature: inspect.Signature) -> str:
-    """The part `Args:` of a docstring, with the arguments of a signature only."""
-    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"\n(?=  \S)", inside)
-    kept = [
-        entry
-        for entry in entries
-        if signature.parameters.keys()
-        & set(entry.partition(":")[0].strip().split(", "))
-    ]
-    return "\n".join(["Args:", *kept]) + "\n"
 
 
 adahessian = _direction(_adahessian.adahessian)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab.signatures import own_names
+
 _PLAIN = frozenset({float, int, bool, str, "float", "int", "bool", "str"})
 
 
@@ -49,6 +51,7 @@ def inject_hyperparams(
 
     @functools.wraps(factory)
     def injected(*args: Any, **kwargs: Any) -> optax.GradientTransformationExtraArgs:
+        kwargs = own_names(factory, kwargs)
         try:
             given = signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -11,14 +11,16 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 import jax
 import optax
 from jax.typing import DTypeLike
 
 from optlab.matrices.buckets import Distribute
+from optlab.matrices.orthogonalize import Coefficients
 from optlab.roles import Matrix, Role, Rule
+from optlab.signatures import own_names
 
 Number = float | jax.Array
 Rate = optax.ScalarOrSchedule | None
@@ -67,7 +69,30 @@ class MatrixOptions(LayerOptions, total=False):
     adam_weight_decay: Number | optax.Schedule | None
 
 
+class NewtonSchulzOptions(TypedDict, total=False):
+    """Of the momentum of a matrix and of what makes it orthogonal."""
+
+    nesterov: bool
+    ns_steps: int
+    ns_coeffs: Coefficients
+    normalize: Literal["frobenius", "schatten4"]
+    ns_dtype: DTypeLike | None
+
+
+class OrthogonalOptions(NewtonSchulzOptions, SpreadOptions, total=False):
+    """Of a transform whose directions are orthogonal matrices."""
+
+
+class MuonOptions(NewtonSchulzOptions, MatrixOptions, total=False):
+    """Of such a method, with AdamW elsewhere."""
+
+
 _DEFAULTS: dict[str, Any] = {
+    "nesterov": True,
+    "ns_steps": 5,
+    "ns_coeffs": "muon",
+    "normalize": "frobenius",
+    "ns_dtype": None,
     "weight_decay": 0.0,
     "weight_decay_mask": None,
     "cautious_decay": False,
@@ -83,6 +108,16 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 _MEANING = {
+    "nesterov": "whether the momentum looks one gradient ahead.",
+    "ns_steps": "Newton-Schulz steps.",
+    "ns_coeffs": """a name in `optlab.matrices.coefficients.presets.PRESETS`, a triple,
+        or `ns_steps` of them. "fitted": those of :func:`optlab.fit_coefficients` for
+        each shape, a triple for each step.""",
+    "normalize": """the norm that the matrix is divided by, "frobenius" or
+        "schatten4".""",
+    "ns_dtype": """of the Newton-Schulz products. None: float32 on CPUs, bfloat16 on
+        GPUs and TPUs, float64 for such momenta, see
+        :mod:`optlab.matrices.precision`.""",
     "weight_decay": """decoupled: a step takes `learning_rate * weight_decay * p` off. A
         number or a schedule. At the plain number 0 `update` needs no parameters.""",
     "weight_decay_mask": """which leaves decay. None: all, scales and biases too, as in
@@ -117,13 +152,19 @@ def pick(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # In docstrings, the line that the arguments' meanings take the place of.
 _PLACE = re.compile(r"^(?P<indent> *)\*\*options: .*\n", re.M)
 
 
 def takes(
-    options: type, *, without: tuple[str, ...] = (), **defaults: Any
+    options: type,
+    *,
+    without: tuple[str, ...] = (),
+    one_momentum: bool = True,
+    **defaults: Any,
 ) -> Callable[[_Factory], _Factory]:
     """Gives a factory with `**options` its flat signature and the text about them.
 
@@ -133,6 +174,8 @@ def takes(
     Args:
       options: a `TypedDict` of options, of this file.
       without: names of options that the factory does not take.
+      one_momentum: whether its `b1` or `momentum` is the decay of the momentum, and may
+        be given under either name.
       **defaults: where the factory's own differ.
 
     Returns:
@@ -160,24 +203,87 @@ def takes(
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         flat = signature.replace(parameters=[*own, *shared])
-
-        @functools.wraps(factory)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            try:
-                bound = flat.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{factory.__name__}() {error}") from None
-            bound.apply_defaults()
-            return factory(*bound.args, **bound.kwargs)
-
-        called.__signature__ = flat  # type: ignore[attr-defined]
-        called.__doc__ = _PLACE.sub(
-            lambda place: _documentation(shared, place["indent"]),
-            factory.__doc__ or "",
+        called = _called_as(
+            flat, factory, lambda indent: _documentation(shared, indent)
         )
-        return called  # type: ignore[return-value]
+        called.synonyms = _synonyms(flat) if one_momentum else {}
+        return called
 
     return decorate
+
+
+def takes_as(
+    method: Callable[_P, _T], *, without: tuple[str, ...] = (), **defaults: Any
+) -> Callable[[Callable[..., Any]], Callable[_P, _T]]:
+    """Gives a factory with `**options` the signature of another one, and its text.
+
+    Args:
+      method: the other one.
+      without: names of arguments that the factory does not take.
+      **defaults: where the factory's own differ.
+
+    Returns:
+      The decorator, as that of :func:`takes`.
+    """
+    signature = inspect.signature(method)
+    kept = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+        if name not in without
+    ]
+    flat = signature.replace(parameters=kept)
+
+    def text(indent: str) -> str:
+        return textwrap.indent(meanings(method.__doc__ or "", flat), indent)
+
+    def decorate(factory: Callable[..., Any]) -> Callable[_P, _T]:
+        called = _called_as(flat, factory, text)
+        called.synonyms = getattr(method, "synonyms", {})
+        return called
+
+    return decorate
+
+
+def _synonyms(flat: inspect.Signature) -> dict[str, str]:
+    """Other names for arguments of a signature, each with the signature's own."""
+    pairs = (("b1", "momentum"), ("momentum", "b1"))
+    names = flat.parameters
+    return {other: own for own, other in pairs if own in names and other not in names}
+
+
+def meanings(text: str, signature: inspect.Signature) -> str:
+    """The entries of a docstring for the arguments that a signature has."""
+    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=  \S)", inside)
+    kept = [
+        entry
+        for entry in entries
+        if signature.parameters.keys()
+        & set(entry.partition(":")[0].strip().split(", "))
+    ]
+    return textwrap.dedent("\n".join(kept)) + "\n"
+
+
+def _called_as(
+    flat: inspect.Signature, factory: Callable[..., Any], text: Callable[[str], str]
+) -> Any:
+    """The factory under a signature, its docstring filled in by `text(indent)`."""
+
+    @functools.wraps(factory)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        kwargs = own_names(called, kwargs)
+        try:
+            bound = flat.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{factory.__name__}() {error}") from None
+        bound.apply_defaults()
+        return factory(*bound.args, **bound.kwargs)
+
+    called.__signature__ = flat  # type: ignore[attr-defined]
+    called.__doc__ = _PLACE.sub(
+        lambda place: text(place["indent"]), factory.__doc__ or ""
+    )
+    return called
 
 
 def _documentation(shared: list[inspect.Parameter], indent: str) -> str:

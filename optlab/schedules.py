@@ -49,23 +49,23 @@ def uba_schedule(
     the steps after the one warm-up and falls from the peak to the end value.
 
     Args:
-        peak_value: rate at the end of the warm-up; a number or a (traced) scalar.
-        total_steps: length of the budget in steps, warm-up included.
-        phi: shape of the fall, at least 0.
-        end_value: rate from `total_steps` on (never reached if `phi` is 0).
-        warmup_steps: steps of linear warm-up from `init_value` to the peak.
-        init_value: rate at step 0 if there is a warm-up.
-        phases: how many times to repeat the fall, at most once a step.
+      peak_value: rate at the end of the warm-up; a number or a (traced) scalar.
+      total_steps: length of the budget in steps, warm-up included.
+      phi: shape of the fall, at least 0.
+      end_value: rate from `total_steps` on (never reached if `phi` is 0).
+      warmup_steps: steps of linear warm-up from `init_value` to the peak.
+      init_value: rate at step 0 if there is a warm-up.
+      phases: how many times to repeat the fall, at most once a step.
 
     Returns:
-        The schedule, step -> rate.
+      The schedule, step -> rate.
 
     Raises:
-        ValueError: a plain number is out of range; the message names the argument.
+      ValueError: a plain number is out of range; the message names the argument.
 
     References:
-        Tang et al., Stepsize Anything: A Unified Learning Rate Schedule for
-        Budgeted-Iteration Training, https://arxiv.org/abs/2505.24452.
+      Tang et al., Stepsize Anything: A Unified Learning Rate Schedule for
+      Budgeted-Iteration Training, https://arxiv.org/abs/2505.24452.
     """
     _check_real("phi", phi, minimum=0.0)
     _check_int("phases", phases, minimum=1)
@@ -102,21 +102,21 @@ def linear_decay_schedule(
     spent after the warm-up.
 
     Args:
-        peak_value: rate at the end of the warm-up; a number or a (traced) scalar.
-        total_steps: length of the budget in steps, warm-up included.
-        end_value: rate from `total_steps` on.
-        warmup_steps: steps of linear warm-up from `init_value` to the peak.
-        init_value: rate at step 0 if there is a warm-up.
+      peak_value: rate at the end of the warm-up; a number or a (traced) scalar.
+      total_steps: length of the budget in steps, warm-up included.
+      end_value: rate from `total_steps` on.
+      warmup_steps: steps of linear warm-up from `init_value` to the peak.
+      init_value: rate at step 0 if there is a warm-up.
 
     Returns:
-        The schedule, step -> rate.
+      The schedule, step -> rate.
 
     Raises:
-        ValueError: a plain number is out of range; the message names the argument.
+      ValueError: a plain number is out of range; the message names the argument.
 
     References:
-        Defazio et al., When, Why and How Much? Adaptive Learning Rate Scheduling by
-        Refinement, https://arxiv.org/abs/2310.07831.
+      Defazio et al., When, Why and How Much? Adaptive Learning Rate Scheduling by
+      Refinement, https://arxiv.org/abs/2310.07831.
     """
     return _warmup_then(
         lambda spent, left: left,
@@ -145,25 +145,25 @@ def refined_schedule(
     values is a constant of the program that calls the schedule.
 
     Args:
-        gradient_norms: shape (T,), the norm of every step's gradient, finite and
-            positive; or the path of a run's `metrics.jsonl`, of which the fields
-            `step` and `grad_norm` (for l1 `grad_norm_l1`) are read. Where a step was
-            logged twice the later record counts; norms of steps that were not logged
-            are interpolated linearly.
-        peak_value: largest rate; a number or a (traced) scalar.
-        norm: "l2" for SGD, "l1" for Adam and sign methods.
-        filter_width: width of the median filter as a share of T, in [0, 1].
+      gradient_norms: shape (T,), the norm of every step's gradient, finite and
+        positive; or the path of a run's `metrics.jsonl`, of which the fields
+        `step` and `grad_norm` (for l1 `grad_norm_l1`) are read. Where a step was
+        logged twice the later record counts; norms of steps that were not logged
+        are interpolated linearly.
+      peak_value: largest rate; a number or a (traced) scalar.
+      norm: "l2" for SGD, "l1" for Adam and sign methods.
+      filter_width: width of the median filter as a share of T, in [0, 1].
 
     Returns:
-        The schedule, step -> rate; a fractional step counts as the one begun.
+      The schedule, step -> rate; a fractional step counts as the one begun.
 
     Raises:
-        ValueError: an argument, or what the metrics file holds, is out of range.
+      ValueError: an argument, or what the metrics file holds, is out of range.
 
     References:
-        Defazio et al., https://arxiv.org/abs/2310.07831; held against
-        facebookresearch/adaptive_scheduling, find_schedule.py (commit not
-        recorded).
+      Defazio et al., https://arxiv.org/abs/2310.07831; held against
+      facebookresearch/adaptive_scheduling, find_schedule.py (commit not
+      recorded).
     """
     if norm not in _WEIGHT_POWER:
         raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}")

@@ -2,26 +2,17 @@
 
 Factors of matrices may be kept by bucket, those of several parameters in one array:
 see :class:`Stacks`.
-
-And what transforms say of their parameters while the state is made: an optimizer is
-two functions, and wrappers such as `optax.chain` hide what they were made with, but
-all of them hand the parameters down to every transform's `init`.
 """
 
-import contextvars
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optlab.roles import leaf_name
-
-_SAID: contextvars.ContextVar[dict[str, dict[Any, Any]] | None] = (
-    contextvars.ContextVar("said", default=None)
-)
-
+from optlab.roles import Rule, leaf_name
+from optlab.said import Said, listening, note
 
 Path = tuple[Any, ...]
 
@@ -181,7 +172,7 @@ class StateLeaf(NamedTuple):
         for a bucket the field's.
       transform: the name of the transform that keeps it, such as "cosmos".
       is_factor: whether its field stands in its state's `FACTORS`: it has the stack
-        axes of its parameter and then axes of its own, and lives where the matrix is
+        axes of its parameter and then other axes, and lives where the matrix is
         worked on, whatever shape it has.
       value: the array or its `jax.ShapeDtypeStruct`.
       bucket: what is in it, None for what is kept by leaf.
@@ -307,28 +298,46 @@ def part_of_state(state: Any, wanted: Any) -> Any:
     return treedef.unflatten([part(path, own) for path, own in entries])
 
 
+class Observed(NamedTuple):
+    """One transform of an update, as a function that diagnoses it gets to see it.
+
+    Attributes:
+      gradients: by the parameter's name, in at least float32.
+      before: the transform's own state before the update.
+      after: and after.
+      rule: what decides the roles.
+      arguments: the keyword arguments that the optimizer was made with, as far as they
+        were given.
+    """
+
+    gradients: Mapping[str, jax.Array]
+    before: Any
+    after: Any
+    rule: Rule
+    arguments: Mapping[str, Any]
+
+
+# What is diagnosed, by its name in the records: a tree of one number a layer, like the
+# parameters or a part of them.
+Diagnose = Callable[[Observed], dict[str, Any]]
+
+
 def say(subject: str, params: Any, value: Any) -> None:
     """Tells `make_abstract_state` something about all these parameters.
 
     For the `init` of a transform; whoever else calls that hears nothing.
     """
-    said = _SAID.get()
-    if said is not None:
-        paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-        said.setdefault(subject, {}).update(dict.fromkeys(paths, value))
+    paths = [tuple(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    note(subject, dict.fromkeys(paths, value))
 
 
-def make_abstract_state(tx: Any, params: Any) -> tuple[Any, dict[str, dict[Any, Any]]]:
+def make_abstract_state(tx: Any, params: Any) -> tuple[Any, Said]:
     """The state's shapes, and what was said: by subject and path of the parameter."""
-    said: dict[str, dict[Any, Any]] = {}
-    token = _SAID.set(said)
 
     def init(params):
         # Not seen by jax before, which runs no function for a second time.
         return tx.init(params)
 
-    try:
+    with listening() as said:
         state = jax.eval_shape(init, params)
-    finally:
-        _SAID.reset(token)
     return state, said

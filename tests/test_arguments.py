@@ -11,7 +11,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, extras
+from tests.helpers.conformance import ON_SPHERES, extras
 
 PARAMS = {"bias": jnp.ones(3), "embed": jnp.ones((5, 4)), "w": jnp.ones((4, 3))}
 ROOM_FOR_NONE = {
@@ -169,3 +169,31 @@ def test_transforms_refuse_what_their_aliases_refuse():
     ):
         with pytest.raises(ValueError, match="must be"):
             build_one()
+
+
+def test_the_decay_of_a_momentum_has_two_names():
+    methods = [n for n in names() if {"b1", "momentum"} & set(arguments(n))]
+    assert len(methods) == len(names())
+    params = {"w": PARAMS["w"], "bias": PARAMS["bias"]}
+
+    def program(build_one):
+        tx = build_one()
+        state = jax.eval_shape(tx.init, params)
+        return str(jax.make_jaxpr(tx.update)(params, state, params))
+
+    for name in set(methods) - {"lion"}:
+        own = "b1" if "b1" in arguments(name) else "momentum"
+        other = {"b1": "momentum", "momentum": "b1"}[own]
+        with pytest.raises(ValueError, match=f"{own} and {other} are one argument"):
+            build(name, {"b1": 0.5, "momentum": 0.5})
+        assert get(name).taken({other: 0.5}) == {own: 0.5}
+    assert program(lambda: optlab.muon(1e-2, b1=0.5)) == program(
+        lambda: optlab.muon(1e-2, momentum=0.5)
+    )
+    assert program(lambda: optlab.directions.spam(momentum=0.5)) == program(
+        lambda: optlab.directions.spam(b1=0.5)
+    )
+    injected = optlab.inject_hyperparams(optlab.soap)(1e-2, momentum=0.5)
+    assert set(injected.init(params).hyperparams) == {"learning_rate", "b1"}
+    with pytest.raises(TypeError, match="momentum"):  # There b2 is that.
+        build("lion", {"momentum": 0.5})

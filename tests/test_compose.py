@@ -133,9 +133,22 @@ def test_an_optimizer_from_outside_joins_the_registry():
         return optax.adamw(learning_rate, weight_decay=weight_decay)
 
     try:
-        optlab.register("mine", mine, needs=("hessian_diag",))
+        momentum = {optax.TraceState: lambda seen: {"layer_mine": seen.after.trace}}
+        optlab.register("mine", mine, needs=("hessian_diag",), diagnose=momentum)
         entry = optlab.registry.get("mine")
         assert (entry.factory, entry.needs) == (mine, ("hessian_diag",))
+        offered = {"weight_decay": 0.5, "roles": None}
+        assert entry.taken(offered) == {"weight_decay": 0.5}
+        tx, grads = entry.build(1.0, **offered), {"w": jnp.zeros(2)}
+        params = {"w": jnp.ones(2)}
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates["w"], -0.5)
+        tx = optax.chain(optax.trace(0.5), optax.scale(-1.0))
+        seen = params, *tx.update(params, tx.init(params), params)
+        values = optlab.diagnostics.layer_diagnostics(
+            *(seen[0], seen[1], params, tx.init(params), seen[2])
+        )
+        np.testing.assert_allclose(values["layer_mine"]["w"], params["w"])
         with pytest.raises(ValueError, match="'mine' is registered already"):
             optlab.register("mine", optax.sgd)
     finally:

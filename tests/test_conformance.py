@@ -13,7 +13,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import (
+from tests.helpers.conformance import (
     LAYOUTS,
     MATRICES,
     OWN_TRANSFORM,
@@ -190,7 +190,7 @@ def test_the_program_does_not_grow_with_depth(name):
 
 @every_entry
 def test_schedule_of_zero_drives_the_first_update(name):
-    if "learning_rate" not in inspect.signature(get(name).factory).parameters:
+    if not get(name).takes("learning_rate"):
         pytest.skip("it takes no rate")
     tx = make(name, lambda count: jnp.where(count == 0, 0.0, 1e-2))
     params = {"wide": {"kernel": zoo()["wide"]["kernel"]}}

@@ -1,7 +1,5 @@
 """What `describe` says of decay, and the mask in one word."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, ROLES, make
+from tests.helpers.conformance import ON_SPHERES, ROLES, make
 
 PARAMS = {
     "bias": jnp.ones(4),
@@ -23,9 +21,7 @@ RULE = optlab.default_roles(stacked=("^layers/",))
 
 def taking(argument):
     """The entries whose factories take an argument."""
-    return [
-        n for n in names() if argument in inspect.signature(get(n).factory).parameters
-    ]
+    return [n for n in names() if get(n).takes(argument)]
 
 
 def decays(tx):
@@ -45,7 +41,7 @@ def test_the_table_has_the_decay_that_the_optimizer_has(name):
         assert decays(make(name)) == NONE
         assert decays(make(name, adam_weight_decay=0.5)) == vectors
         return
-    if "weight_decay" not in inspect.signature(get(name).factory).parameters:
+    if not get(name).takes("weight_decay"):
         assert decays(make(name)) == dict.fromkeys(NONE, 1.0)  # Scion's shrinking.
         assert decays(make(name, constrained=False)) == NONE
         return
@@ -55,7 +51,7 @@ def test_the_table_has_the_decay_that_the_optimizer_has(name):
     assert decays(make(name, weight_decay=schedule)) == dict.fromkeys(NONE, True)
     masked = make(name, weight_decay=0.1, weight_decay_mask="matrices")
     assert decays(masked) == {**NONE, "embed": 0.1, "layers/kernel": 0.1}
-    if "adam_weight_decay" in inspect.signature(get(name).factory).parameters:
+    if get(name).takes("adam_weight_decay"):
         apart = decays(make(name, weight_decay=0.1, adam_weight_decay=0.5))
         assert apart == {**dict.fromkeys(NONE, 0.5), "layers/kernel": 0.1}
 

@@ -51,6 +51,15 @@ def test_a_default_that_is_no_argument_is_refused(monkeypatch):
         methods.defaults_table("lion")
 
 
+def test_docstrings_have_one_form():
+    section = re.compile(r"^( *)(?:Args|Attributes|Returns|Raises):\n\1( *)\S", re.M)
+    for room in ("optlab", "experiments"):
+        for file in sorted((ROOT / room).rglob("*.py")):
+            text = file.read_text()
+            assert {len(x[2]) for x in section.finditer(text)} <= {2}, file
+            assert not re.search(r"^ *(:param |:returns?:|-{4,}$)", text, re.M), file
+
+
 def test_defaults_are_those_of_the_signature():
     ours = inspect.signature(registry.get("cosmos").factory).parameters
     assert f"| `rank` | 5% of the width | 64 | `{ours['rank'].default}` |" in (

@@ -1,7 +1,5 @@
 """States made for other leaves or other roles are refused, with the leaf's name."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,7 +7,7 @@ import pytest
 import optlab
 from optlab.registry import get, names
 from optlab.roles import EMBEDDING, VECTOR, Matrix, leaf_name
-from tests.conformance import ROLES, extras, make, zoo
+from tests.helpers.conformance import ROLES, extras, make, zoo
 
 every_entry = pytest.mark.parametrize("name", names())
 
@@ -64,7 +62,7 @@ def other_role(path, role):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in names() if "roles" in inspect.signature(get(n).factory).parameters],
+    [n for n in names() if get(n).takes("roles")],
 )
 @pytest.mark.parametrize(
     ("path", "role"),

@@ -1,7 +1,5 @@
 """Numbers that a caller gives stand in the state; all else stays where it was."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +8,16 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ROLES, SMALLER, extras, zoo
+from tests.helpers.conformance import ROLES, SMALLER, extras, zoo
 
 every_entry = pytest.mark.parametrize("name", names())
 
 
 def given(name):
     """Schedules for rate, decay and momentum, and a size, where the entry has them."""
-    parameters = inspect.signature(get(name).factory).parameters
     wanted = {
         "weight_decay": optax.linear_schedule(0.1, 0.3, 2),
         "b1": optax.linear_schedule(0.9, 0.5, 2),
-        "momentum": optax.linear_schedule(0.9, 0.5, 2),
         "adam_weight_decay": optax.constant_schedule(0.2),
         "adam_eps": 1e-6,
         "alpha": 2,
@@ -34,7 +30,7 @@ def given(name):
         "mu_dtype": jnp.float32,
         "dual_norm": lambda x: jnp.linalg.norm(x, axis=(-2, -1)),
     }
-    return {k: v for k, v in wanted.items() if k in parameters}
+    return get(name).taken(wanted)
 
 
 INJECTED = {"weight_decay", "b1", "momentum", "adam_weight_decay", "adam_eps", "alpha"}

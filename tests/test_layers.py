@@ -9,7 +9,7 @@ import optlab
 ROOT = pathlib.Path(optlab.__file__).parent
 # Each may import those of earlier lines, and those before it on its own line.
 ORDER = [
-    "dtypes checks schedules laws gradients inject origins",
+    "dtypes checks schedules laws gradients signatures inject origins said",
     "roles",
     "state matrices leaves options decay describe compose",
     "sharding wrappers",

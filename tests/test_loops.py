@@ -18,7 +18,7 @@ from flax.core import FrozenDict
 import optlab
 from optlab.registry import get, names
 from optlab.roles import EMBEDDING, VECTOR, Embedding, Matrix, leaf_name
-from tests.conformance import ON_SPHERES, SMALLER
+from tests.helpers.conformance import ON_SPHERES, SMALLER
 
 LOOPS = pathlib.Path(__file__).parents[1] / "docs" / "loops"
 DENSE = {
@@ -303,11 +303,7 @@ def equinox_loss(net, images):
 
 def with_roles(name, **kwargs):
     roles = optlab.default_roles(layout="torch")
-    kwargs = {**SMALLER.get(name, {}), **kwargs}
-    try:
-        return get(name).factory(1e-2, roles=roles, **kwargs)
-    except TypeError:
-        return get(name).factory(1e-2, **kwargs)
+    return get(name).build(1e-2, roles=roles, **SMALLER.get(name, {}) | kwargs)
 
 
 @pytest.mark.parametrize(

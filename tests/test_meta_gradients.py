@@ -11,7 +11,7 @@ import pytest
 import optlab
 from optlab.inject import takes_array
 from optlab.registry import get, names
-from tests.conformance import SMALLER
+from tests.helpers.conformance import SMALLER
 
 ROLES = optlab.default_roles(stacked="^layers/")
 CASES = {

@@ -1,7 +1,5 @@
 """Leaves out of the ordinary: complex, empty, or without a gradient."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import get, names
-from tests.conformance import ON_SPHERES, VARIANTS, extras, make, zoo
+from tests.helpers.conformance import ON_SPHERES, VARIANTS, extras, make, zoo
 
 every_variant = pytest.mark.parametrize("name", [*names(), *VARIANTS])
 # Their leaves' maths is right for complex numbers too.
@@ -71,7 +69,7 @@ def test_odd_leaves_change_nothing_for_the_others(name):
 @pytest.mark.parametrize("name", names())
 def test_decay_asks_for_parameters(name):
     decayed = {"weight_decay": 0.1}
-    if "weight_decay" not in inspect.signature(get(name).factory).parameters:
+    if not get(name).takes("weight_decay"):
         decayed = {} if name in ON_SPHERES else {"constrained": True}
     tx = make(name, **decayed)
     with pytest.raises(ValueError, match="params"):
@@ -130,7 +128,7 @@ def test_complex_leaves_are_right_or_refused(name):
 def test_strict_promotion_is_no_obstacle(name, mu_dtype):
     entry = VARIANTS.get(name, (name, {}))[0]
     kwargs = {}
-    if "mu_dtype" in inspect.signature(get(entry).factory).parameters:
+    if get(entry).takes("mu_dtype"):
         kwargs["mu_dtype"] = mu_dtype
     tx, params = make(name, **kwargs), zoo(jnp.bfloat16)
     with jax.numpy_dtype_promotion("strict"):

@@ -1,10 +1,10 @@
 """Tables of the pages, made from what `results/` holds."""
 
-import csv
 import pathlib
 from typing import NamedTuple
 
 from docs.site.docstrings import ROOT
+from experiments.reporting.files import read_csv
 
 RESULTS = ROOT / "results"
 SWEEP = RESULTS / "sweeps" / "optimizers"
@@ -12,8 +12,7 @@ SWEEP = RESULTS / "sweeps" / "optimizers"
 
 def rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of a table of results."""
-    with path.open() as file:
-        return list(csv.DictReader(file))
+    return read_csv(path)[1]
 
 
 def table(head: list[str], body: list[list[str]]) -> str:

@@ -11,8 +11,8 @@ import pathlib
 from absl import flags
 
 from experiments import command
-from experiments import config as configs
 from experiments.benchmark import peers
+from experiments.errors import UserError
 
 # Name -> module with `run(out)`, which gets the folder and returns the exit status.
 SUITES = {
@@ -47,9 +47,7 @@ def main(positional: list[str], overrides: list[str]) -> int:
     command.no_arguments(positional, overrides)
     command.require(suite=_SUITE.value)
     if _SUITE.value not in SUITES:
-        raise configs.UserError(
-            f"--suite: given {_SUITE.value!r}, allowed {', '.join(SUITES)}"
-        )
+        raise UserError(f"--suite: given {_SUITE.value!r}, allowed {', '.join(SUITES)}")
     peers.register()
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)

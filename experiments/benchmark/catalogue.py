@@ -3,17 +3,17 @@
 The numbers follow from shapes alone, so they are the same on every machine.
 """
 
-import inspect
+import functools
 import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 import optlab
+from experiments import config as configs
 from experiments.benchmark import table
 from experiments.flops import count_flops
-from experiments.models.llama import SIZES
+from experiments.models.llama import SIZES, Llama
 from experiments.models.transformer import Size
 
 # The paper of COSMOS trains with half a million tokens a step.
@@ -35,36 +35,22 @@ def sized(model: str) -> Size:
     return size._replace(layers=int(layers)) if layers else size
 
 
+@functools.cache
 def llama_shapes(name: str = "130M"):
-    """The parameters of a LLaMA with scanned layers, as `jax.ShapeDtypeStruct`."""
-    size = sized(name)
-    width, layers, hidden = size.width, size.layers, size.hidden
-    square, wide, tall = (width, width), (width, hidden), (hidden, width)
-    matrices = dict.fromkeys(("query", "key", "value", "out"), square)
-    matrices |= {"gate": wide, "up": wide, "down": tall}
-    norms = dict.fromkeys(("attention_norm", "mlp_norm"), (width,))
-    shapes = {
-        "embed": (_VOCABULARY, width),
-        "head": (width, _VOCABULARY),
-        "layers": {k: (layers, *shape) for k, shape in (matrices | norms).items()},
-        "norm": (width,),
-    }
-    return jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
-        shapes,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
+    """The parameters of a LLaMA, as `jax.ShapeDtypeStruct`; its layers are stacked."""
+    config = configs.base().model
+    config.update(sized(name)._asdict())
+    model = Llama(config, _VOCABULARY, context=1024)
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
-ROLES = optlab.default_roles(stacked=("^layers/",))
+ROLES = optlab.default_roles(stacked=Llama.stacked)
 
 
 def optimizer(name: str, **kwargs):
     """An entry of the registry with the roles of the shapes above."""
-    factory = optlab.registry.get(name).factory
-    accepted = inspect.signature(factory).parameters
-    given = {"roles": ROLES, "weight_decay": 0.1} | kwargs
-    return factory(1e-3, **{k: v for k, v in given.items() if k in accepted})
+    offered = {"roles": ROLES, "weight_decay": 0.1} | kwargs
+    return optlab.registry.get(name).build(1e-3, **offered)
 
 
 def row(name: str, params) -> tuple:

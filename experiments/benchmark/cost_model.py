@@ -6,7 +6,6 @@ assumptions and what follows from them; the tests hold the model against scaling
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -197,14 +196,11 @@ def step_cost(
       The cost of one step.
     """
     entry = optlab.registry.get(method)
-    accepted = inspect.signature(entry.factory).parameters
-    apart = "distribute" in accepted
+    apart = entry.takes("distribute")
     share = _Share(devices)
 
     def build(distribute: Any) -> tuple[Any, Callable[..., Any]]:
-        offered = kwargs | {"distribute": distribute}
-        given = {k: v for k, v in offered.items() if k in accepted}
-        tx = entry.factory(1e-3, **given)
+        tx = entry.build(1e-3, **kwargs | {"distribute": distribute})
 
         def update(grads, state, params):
             return tx.update(grads, state, params, **dict.fromkeys(entry.needs, grads))

@@ -11,7 +11,7 @@ import optax
 
 import optlab
 from optlab.compose import matrix_optimizer
-from optlab.options import MatrixOptions, Number, Rate, takes
+from optlab.options import MatrixOptions, Number, Rate, takes, takes_as
 from optlab.roles import as_rule, tree_roles, tree_views
 
 
@@ -42,14 +42,9 @@ def optax_muon(
     return matrix_optimizer(direction, learning_rate, options)
 
 
-@takes(MatrixOptions, without=("distribute", "chunk_bytes"))
+@takes_as(optax_muon)
 def optax_muon_main(
-    learning_rate: Rate,
-    *,
-    momentum: Number = 0.95,
-    nesterov: bool = True,
-    ns_steps: int = 5,
-    **options: Unpack[MatrixOptions],
+    learning_rate: Rate, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """optax's Muon as on its main branch since April 2026, "optax main".
 
@@ -57,26 +52,15 @@ def optax_muon_main(
     several times the temporary memory and the time to compile.
 
     Args:
-      learning_rate: of the hidden matrices, a number or a schedule.
-      momentum: decay of the momentum.
-      nesterov: whether the momentum looks one gradient ahead.
-      ns_steps: Newton-Schulz steps.
-      **options: see :mod:`optlab.options`.
+      **options: of :func:`optax_muon`.
     """
-    direction = partial(
-        _rolled_direction, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps
-    )
-    return matrix_optimizer(direction, learning_rate, options)
+    tx = optax_muon(learning_rate, **options)
 
-
-def _rolled_direction(**arguments: Any) -> optax.GradientTransformation:
-    tx = _direction(**arguments)
-
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         with _rolled_loops():
-            return tx.update(updates, state, params)
+            return tx.update(updates, state, params, **extra)
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from absl import flags
 from experiments import command
 from experiments import config as configs
 from experiments.benchmark import table
+from experiments.errors import UserError
 from experiments.trainer import loop
 from optlab.matrices.precision import emulate
 
@@ -73,7 +74,7 @@ def _loss(folder: pathlib.Path, name: str, seed: int, kind: str) -> float:
     with emulate("tpu") if kind == "tpu" else contextlib.nullcontext():
         status = loop.train(config, str(folder), overrides=changed)
     if status:
-        raise configs.UserError(f"{folder}: the run ended with status {status}")
+        raise UserError(f"{folder}: the run ended with status {status}")
     return json.loads(result.read_text())["val_loss"]
 
 

@@ -1,11 +1,10 @@
 """What a sharded optimizer step costs a device, from compiled programs; nothing runs.
 
-Each number of devices needs a process of its own, with as many virtual ones. Rows are
+Each number of devices needs a separate process, with as many virtual ones. Rows are
 kept as they come, and those that the file has are not made again: a run that was killed
 goes on where it was.
 """
 
-import csv
 import json
 import os
 import pathlib
@@ -16,11 +15,12 @@ from typing import Any
 from absl import flags
 
 import optlab
-from experiments import config as configs
 from experiments.benchmark import scaling_figure, table
 from experiments.benchmark.catalogue import sized
 from experiments.benchmark.sharded_step import COLUMNS
+from experiments.errors import UserError
 from experiments.models.llama import SIZES
+from experiments.reporting.files import read_csv, write_csv
 
 FLAGS = flags.FlagValues()
 _MODELS = flags.DEFINE_list(
@@ -66,7 +66,7 @@ def run(out: pathlib.Path) -> int:
         name, _, layers = model.partition(":")
         _check("models", [name], SIZES)
         if layers and not (layers.isdigit() and int(layers)):
-            raise configs.UserError(f"--models: {model!r} is not SIZE:LAYERS")
+            raise UserError(f"--models: {model!r} is not SIZE:LAYERS")
     path = out / "scaling.csv"
     done = {tuple(row[k] for k in _KEY) for row in read(path)}
     for model in _MODELS.value:
@@ -90,22 +90,15 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise configs.UserError(f"{path} has other columns: move it away")
-        # A line that was cut off is made again.
-        return [row for row in reader if None not in row.values()]
+    # A line that was cut off is made again.
+    columns, rows = read_csv(path)
+    if tuple(columns) != COLUMNS:
+        raise UserError(f"{path} has other columns: move it away")
+    return rows
 
 
 def _write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    """Puts a new file in the old one's place, never half of one."""
-    new = path.with_suffix(".new")
-    with new.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    new.replace(path)
+    write_csv(path, COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
 
 
 def _order(row: dict[str, str]) -> tuple[Any, ...]:
@@ -116,9 +109,7 @@ def _order(row: dict[str, str]) -> tuple[Any, ...]:
 def _check(flag: str, given: list[str], allowed: Any) -> None:
     for value in given:
         if value not in allowed:
-            raise configs.UserError(
-                f"--{flag}: given {value!r}, allowed {', '.join(allowed)}"
-            )
+            raise UserError(f"--{flag}: given {value!r}, allowed {', '.join(allowed)}")
 
 
 def _measure(path: pathlib.Path, model: str, devices: str, methods: list[str]) -> None:

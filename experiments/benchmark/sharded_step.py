@@ -18,8 +18,8 @@ import jax
 import optlab
 from experiments.benchmark import peers
 from experiments.benchmark.catalogue import llama_shapes, optimizer
-from experiments.compiled import Program
 from experiments.flops import count_flops
+from experiments.hlo import Program
 from optlab import sharding
 
 COLUMNS = (

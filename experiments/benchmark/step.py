@@ -15,7 +15,7 @@ from absl import flags
 
 import optlab
 from experiments.benchmark import table, timing
-from experiments.benchmark.catalogue import optimizer
+from experiments.benchmark.catalogue import llama_shapes, optimizer
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
 
@@ -69,15 +69,11 @@ COLUMNS = (
 
 def blocks(name: str, layers: int):
     """The blocks of a LLaMA as separate matrices and vectors."""
-    size = SIZES[name]
-    width, hidden = size.width, size.hidden
-    shapes = dict.fromkeys(("query", "key", "value", "out"), (width, width))
-    shapes |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
-    shapes |= dict.fromkeys(("attention_norm", "mlp_norm"), (width,))
-    return [
-        {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
-        for _ in range(layers)
-    ]
+    layer = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        llama_shapes(name)["layers"],
+    )
+    return [layer for _ in range(layers)]
 
 
 class Step:
@@ -203,10 +199,10 @@ def run(out: pathlib.Path) -> int:
         "`optax_muon` and `sophia` are\noptax's, and `adahessian` and `sophia` are "
         "given their Hessian diagonal. Time, FLOPs and share of the roofline\n"
         f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in {dtype()}, in the "
-        f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no basis "
-        "anew; compiling, "
+        f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no new "
+        "basis; compiling, "
         f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
-        "of its own."
+        "by itself."
     )
     table.write(out / "step", heading, COLUMNS, rows)
     timing.bars(

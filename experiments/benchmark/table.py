@@ -1,12 +1,13 @@
 """The table of a suite: a CSV file, a Markdown file, and the screen."""
 
-import csv
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+
+from experiments.reporting.files import markdown, write_csv
 
 
 def write(
@@ -16,8 +17,7 @@ def write(
     rows: Sequence[Sequence[str]],
 ) -> None:
     """Writes `path`.csv, and what `show` does."""
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    write_csv(path.with_suffix(".csv"), columns, rows)
     show(path, heading, columns, rows)
 
 
@@ -28,9 +28,8 @@ def show(
     rows: Sequence[Sequence[str]],
 ) -> None:
     """Writes `path`.md under its heading, and prints the table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    path.with_suffix(".md").write_text(f"{heading}\n\n{body}")
+    text = f"{heading}\n\n{markdown(columns, rows)}"
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     table = Table(*columns)
     for line in rows:
         table.add_row(*line)

@@ -115,7 +115,7 @@ class Trained:
         return self._alone(params, self._state.opt_state, params)
 
     def flops(self) -> tuple[int, int]:
-        """FLOPs of a step that makes no basis anew, and of its update."""
+        """FLOPs of a step that makes no new basis, and of its update."""
         state = self.program.abstract
         arguments = state, *self._arguments
         # The cheapest step is the one that is skipped: all but the update.
@@ -185,7 +185,7 @@ def run(out: pathlib.Path) -> int:
         f"Made by `{command}` on {timing.machine()}.\n"
         f"{batch * context} tokens a step; weights and state are float32. The shares "
         "are the optimizer's: of the\ntime by its update alone, and of the FLOPs; "
-        "medians of steps in turns that make no basis anew."
+        "medians of steps in turns that make no new basis."
     )
     table.write(out / "train", heading, COLUMNS, rows)
     base = trained[_REFERENCE]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments.arguments import accepted, parameters_of, takes
 from experiments.data import (
     cifar10,
     digits,
@@ -23,6 +22,7 @@ from experiments.data import tokenizer as tokenizers
 from experiments.data.images import Images as Images
 from experiments.data.windows import Corpus as Corpus
 from optlab.origins import refuse_other
+from optlab.signatures import accepted, parameters_of, takes
 
 # Fields of `task` that only some sources have; None where they are not given.
 _OWN_FIELDS = ("path", "subset", "tokenizer", "vocab_size")

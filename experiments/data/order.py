@@ -53,7 +53,7 @@ def shuffled_batches(
       count: number of examples, below 2^32.
       gather: `(n,)` example numbers -> their batch, any tree of arrays.
       batch_size: examples in a batch of all processes.
-      seed: decides the order; every epoch has an order of its own.
+      seed: decides the order; every epoch has another order.
       process: whose rows to read, by default those of the process that asks.
 
     Returns:

@@ -1,7 +1,7 @@
 """A folder of `uint16` token shards, memory-mapped, as nanoGPT writes them.
 
 `train*.bin` and `val*.bin` are bare little-endian token numbers. Beside them
-`experiments.data.prepare` writes `meta.json` (vocabulary, digest, size and sha256 of
+`experiments.prepare` writes `meta.json` (vocabulary, digest, size and sha256 of
 each shard) and `tokenizer.json`; a folder without them is read too, given
 `task.vocab_size`.
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -43,7 +44,7 @@ class Done:
 class Inline:
     """Runs a point when it is started."""
 
-    OPTIONS: Mapping[str, str] = {}
+    OPTIONS: ClassVar[Mapping[str, str] | None] = {}
     slots = workers = 1
     shares_terminal = True  # the training shows its own progress
 

@@ -6,7 +6,8 @@ import os
 import pathlib
 import signal
 import sys
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from experiments.points import Point
 from experiments.trainer import signals
@@ -35,6 +36,33 @@ class Job(Protocol):
 
     def kill(self) -> None:
         """Ends it at once, where it does not hear."""
+        ...
+
+
+class Launcher(Protocol):
+    """What starts the points of a sweep.
+
+    Attributes:
+      OPTIONS: what it takes in `--launcher_options`, with a word on each; None:
+        another program knows.
+      slots: how many points it takes at once.
+      workers: how many of them run at once.
+      shares_terminal: whether a training shows its own progress.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, str] | None]
+    slots: int
+    workers: int
+    shares_terminal: bool
+
+    def __init__(
+        self, workers: int, folder: pathlib.Path, options: Mapping[str, Any]
+    ): ...
+
+    def start(
+        self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
+    ) -> Sequence[Job]:
+        """Starts the points, one job each, which train in `folder / point.name`."""
         ...
 
 

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 from collections.abc import Container, Mapping, Sequence
+from typing import ClassVar
 
 from experiments.errors import UserError
 from experiments.launchers.job import command
@@ -53,7 +54,7 @@ class Local:
     submitit's local executor limits nothing, and would wrap each in a second process.
     """
 
-    OPTIONS: Mapping[str, str] = {
+    OPTIONS: ClassVar[Mapping[str, str] | None] = {
         "gpus": "so many GPUs are dealt out, one to each worker at a time (by "
         "CUDA_VISIBLE_DEVICES); by default every worker sees all of them",
         "threads": "1: each worker computes on one CPU core; 0: on all of them; by "

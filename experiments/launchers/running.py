@@ -77,7 +77,7 @@ class Sweep:
         wanted: Sequence[Point],
         folder: pathlib.Path,
         trials: Trials,
-        launcher,
+        launcher: job.Launcher,
         hang_seconds: float | None = None,
     ):
         self.points = {point.name: point for point in wanted}

@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.errors import UserError
 from experiments.launchers.job import FINISHED, command, finished
@@ -22,7 +22,7 @@ _GONE = 1
 
 
 def work(words: Sequence[str], variables: Mapping[str, str], log: str) -> int:
-    """What a job does: the training as a process of its own, to take the signals."""
+    """What a job does: the training as a separate process, to take the signals."""
     with open(log, "a") as file:
         return subprocess.run(
             words, env=os.environ | variables, stdout=file, stderr=file, check=False
@@ -98,7 +98,7 @@ class Slurm:
 
     slots = 1000  # SLURM's MaxArraySize by default is 1001
     # None: submitit knows them.
-    OPTIONS: Mapping[str, str] | None = None
+    OPTIONS: ClassVar[Mapping[str, str] | None] = None
     shares_terminal = False
 
     def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):

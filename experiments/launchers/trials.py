@@ -50,7 +50,7 @@ class Trials:
 
         Args:
           storage: the database.
-          sweep: name of the sweep; parts append theirs.
+          sweep: name of the sweep; each part appends its name.
           points: of the sweep.
           folder: of the sweep.
           attempts: how often a point may fail.

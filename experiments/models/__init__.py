@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.arguments import accepted, parameters_of, takes
 from experiments.models import gpt2, llama, mlp, resnet, vit
 from experiments.models.model import OPTIONS, SIZES, Model
 from optlab.origins import refuse_other
+from optlab.signatures import accepted, parameters_of, takes
 
 # Fields of `model` that an own family gets where it has an argument of that name.
 FIELDS = (*SIZES, *OPTIONS, "dtype")

@@ -41,7 +41,7 @@ class GPT2(Model):
           config: the `model` part of a config; `width`, `layers`, `heads` and `hidden`
             replace those of `size` where they are not None.
           vocab_size: number of tokens.
-          context: most tokens in a window, each place with an embedding of its own.
+          context: most tokens in a window, each place has its embedding.
 
         Raises:
           ValueError: if the heads do not fit the width.

@@ -1,7 +1,7 @@
 """ResNet-20 and its kin for small images (He et al. 2016, arXiv 1512.03385, 4.2).
 
 Three stages of residual blocks with 16, 32 and 64 channels; a shortcut that changes the
-shape takes every second pixel and pads channels with zeros, as theirs (option A).
+shape takes every second pixel and pads channels with zeros, as the authors' (option A).
 
 Deviation: GroupNorm in place of BatchNorm. The runner's parameters are all trained and
 a step is a pure function of them; running statistics would be a second kind of state in

@@ -189,7 +189,7 @@ def draw_schedules(
         known = [r for r in run.records if "learning_rate" in r]
         x = [record["step"] for record in known]
         y = [record["learning_rate"] / run.rate for record in known]
-        # Many have the same one: each marker at places of its own.
+        # Many have the same one: each marker at other places.
         every = (i / 8 / len(methods), 1 / 8)
         style = {"markevery": every, "linewidth": 1.5}
         Pen(axes, i, focus).line("schedule", x, y, method.name, **style)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.config import UserError, nearest
+from experiments.errors import UserError, nearest
 from experiments.reporting.runs import Run, by_loss
 
 
@@ -175,7 +175,7 @@ def sensitivity(runs: Sequence[Run]) -> float | None:
 
 
 def reached_by_study(method: Method, target: float, unit: str) -> float | None:
-    """AlgoPerf's score: time to a loss, with a method tuned anew in each study.
+    """AlgoPerf's score: time to a loss, with a method tuned again in each study.
 
     A study is all runs with one seed, and as good as the one that gets there first; the
     median over the studies, None if most do not get there (arXiv 2306.07179, 4.4).

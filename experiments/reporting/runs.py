@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import records
-from experiments.config import UserError, nearest
+from experiments.errors import UserError, nearest
 from experiments.fields import FIELDS
 from experiments.reporting.escape import visible
 from experiments.reporting.thinning import keep, number

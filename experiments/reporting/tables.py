@@ -1,14 +1,11 @@
-"""The tables: one of methods, one of runs, as text and as Markdown."""
+"""The tables: one of methods, one of runs, as rows of text."""
 
-import csv
 import math
-import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import spikes
-from experiments.reporting.escape import csv_cell, markdown_cell
 from experiments.reporting.methods import Method, reached_by_study
 from experiments.reporting.runs import Run, by_loss
 
@@ -120,24 +117,6 @@ def csv_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        [markdown_cell(name) for name in rows[0]],
-        ["---"] * len(rows[0]),
-        *([markdown_cell(text) for text in row.values()] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the rows, without a cell that a spreadsheet would run."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows(map(csv_cell, row.values()) for row in rows)
 
 
 def _study(method: Method, baseline: Method, unit: str) -> tuple[str, float | None]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import ml_collections
 
-from experiments.arguments import accepted
 from experiments.tasks.classification import Classification
 from experiments.tasks.in_turn import ClassesInTurn
 from experiments.tasks.language_model import LanguageModel
 from optlab.origins import refuse_other
+from optlab.signatures import accepted
 
 # What the trainer asks of a task.
 _PARTS = (

@@ -1,9 +1,9 @@
 """Checkpoints: the whole state and the place in the data, written beside the training.
 
-Parameters, optimizer and the rest are items of their own, to be read alone. Factors
+Parameters, optimizer and the rest are separate items, to be read alone. Factors
 that a mesh keeps by bucket are saved so, and `place` says which those are.
 
-Each is a folder of its own that gets its name when it is whole, so a killed process
+Each is a separate folder that gets its name when it is whole, so a killed process
 leaves none that is half written. What a disk or a hand changes later shows in the
 checksums: one word per array, and one for the place in the data, saved with them.
 
@@ -181,7 +181,7 @@ class Checkpoints:
                 return found
             corrupt[step] = reason
         for step, reason in corrupt.items():
-            self._say(f"checkpoint of step {step} is spoilt: {reason}")
+            self._say(f"checkpoint of step {step} is corrupt: {reason}")
         return None
 
     def read(
@@ -209,7 +209,7 @@ class Checkpoints:
     def _set_aside(self, corrupt: dict[int, str]) -> None:
         """Renames corrupt checkpoints, now that there is a whole one."""
         for step, reason in corrupt.items():
-            self._say(f"checkpoint of step {step} is spoilt, set aside: {reason}")
+            self._say(f"checkpoint of step {step} is corrupt, set aside: {reason}")
         if not corrupt or self._read_only:
             return
         if jax.process_index() == 0:

@@ -91,7 +91,7 @@ class Layout:
         self.process = self._rows_of_this_process()
 
     def _rows_of_this_process(self) -> Process:
-        """All rows where the process has no share of its own that is in one piece."""
+        """All rows where the share of the process is not in one piece."""
         places = self._batch_places()
         size = self._batch_size
         own = {

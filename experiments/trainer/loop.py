@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 from experiments import choices, records
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.trainer import extension, identity, memory
 from experiments.trainer import optimizer as optimizers
 from experiments.trainer.checkpoints import Checkpoints

@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.trainer.state import TrainState, tree_bytes
 
 

@@ -17,7 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from experiments import records
-from experiments.config import UserError
+from experiments.errors import UserError
 
 # TensorBoard's file is put on the disk this often; the other one after each record.
 _SECONDS_BETWEEN_FLUSHES = 30

@@ -10,9 +10,9 @@ import ml_collections
 import optax
 
 import optlab
-from experiments.arguments import accepted, takes
 from optlab.compose import decay_mask
 from optlab.matrices.buckets import Distribute
+from optlab.signatures import accepted
 
 
 def make_optimizer(
@@ -35,18 +35,16 @@ def make_optimizer(
       peak of every injected rate by argument name.
     """
     section = config.optimizer
-    factory = optlab.registry.get(section.name).factory
+    entry = optlab.registry.get(section.name)
     supplied = {
-        "learning_rate": section.learning_rate,
         "adam_learning_rate": section.adam_learning_rate,
         "weight_decay": section.weight_decay,
         "weight_decay_mask": decay_mask("matrices", roles),
         "roles": roles,
         "distribute": distribute,
     }
-    # Of those only `learning_rate` is what every optimizer has.
-    taken = [x for x in supplied if x == "learning_rate" or takes(factory, x)]
-    arguments = accepted(factory, section.kwargs) | {x: supplied[x] for x in taken}
+    arguments = accepted(entry.factory, section.kwargs) | entry.taken(supplied)
+    arguments["learning_rate"] = section.learning_rate
     peaks = {
         name: value
         for name, value in arguments.items()
@@ -55,7 +53,7 @@ def make_optimizer(
     fixed = {name: x for name, x in arguments.items() if name not in peaks}
 
     def made(**rates: jax.Array) -> optax.GradientTransformation:
-        return factory(**fixed, **rates)
+        return entry.factory(**fixed, **rates)
 
     made.__signature__ = inspect.Signature(  # what is to be injected
         [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in peaks]
@@ -75,11 +73,11 @@ def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 def unused_fields(config: ml_collections.ConfigDict) -> list[str]:
     """The rates and decays that are set and the chosen optimizer does not have."""
-    factory = optlab.registry.get(config.optimizer.name).factory
+    entry = optlab.registry.get(config.optimizer.name)
     return [
         f"optimizer.{name}"
         for name in ("adam_learning_rate", "weight_decay")
-        if config.optimizer[name] and not takes(factory, name)
+        if config.optimizer[name] and not entry.takes(name)
     ]
 
 

@@ -11,7 +11,7 @@ from optlab.roles import leaf_name
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint must hold, save for the position in the data.
+    """All that a checkpoint must hold, but for the position in the data.
 
     Attributes:
       step: int32, training steps done, skipped ones among them.

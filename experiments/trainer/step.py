@@ -36,7 +36,7 @@ def _make_gradients(
       gradient: how gradients are made.
       needs: some of `SUPPLIES`.
       interval: updates that one Hessian diagonal serves.
-      axis: of `pmap`, whose devices each have rows of their own.
+      axis: of `pmap`, whose devices each have their rows.
 
     Returns:
       `f(params, batches, key, count) -> (loss, aux), gradients, extra arguments`, with

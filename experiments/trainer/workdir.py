@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments import looked, records
-from experiments.config import UserError, base, flatten
+from experiments.config import base, flatten
+from experiments.errors import UserError
 from experiments.trainer import extension, identity
 from experiments.trainer.lock import lock
 from experiments.trainer.signals import STOPPED
@@ -304,7 +305,7 @@ def said(error: OSError, path: str | pathlib.Path) -> UserError:
 class Follower:
     """A `Workdir` of the processes that do not write, for as long as they run.
 
-    They do all that the writing process does, in a folder of their own that goes with
+    They do all that the writing process does, in a temporary folder that goes with
     them; only the checkpoints are written together.
 
     Args:
@@ -328,7 +329,7 @@ class Follower:
         """Leaves it to the writing process."""
 
     def close(self) -> None:
-        """Removes the folder of its own."""
+        """Removes its temporary folder."""
         self._own.cleanup()
 
 

@@ -26,11 +26,11 @@ def rademacher_like(key: jax.Array, tree: PyTree) -> PyTree:
     sharded along a leading axis has its signs made in place.
 
     Args:
-        key: a PRNG key.
-        tree: leaves of any floating dtype, of which only shape and dtype are used.
+      key: a PRNG key.
+      tree: leaves of any floating dtype, of which only shape and dtype are used.
 
     Returns:
-        A tree like `tree`, in its dtypes.
+      A tree like `tree`, in its dtypes.
     """
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -46,13 +46,13 @@ def hvp(
     """The Hessian-vector product `H v`, by forward-over-reverse differentiation.
 
     Args:
-        loss_fn: `loss_fn(params, *args)` -> scalar.
-        params: the point, a tree of floating arrays.
-        vector: a tree like `params`, in its dtypes.
-        *args: further arguments of `loss_fn`.
+      loss_fn: `loss_fn(params, *args)` -> scalar.
+      params: the point, a tree of floating arrays.
+      vector: a tree like `params`, in its dtypes.
+      *args: further arguments of `loss_fn`.
 
     Returns:
-        A tree like `params`, in its dtypes.
+      A tree like `params`, in its dtypes.
     """
     gradient = jax.grad(lambda p: loss_fn(p, *args))
     return jax.jvp(gradient, (params,), (vector,))[1]
@@ -80,22 +80,22 @@ def value_grad_and_hessian_diag(
     `lax.scan`: a `vmap` would cost the same FLOPs and hold every probe's tangents.
 
     Args:
-        loss_fn: `loss_fn(params, *args)` -> scalar, or `(scalar, aux)`. It must be
-            twice differentiable where it is used; remat, scan and custom
-            derivatives are fine.
-        has_aux: whether `loss_fn` returns `(loss, aux)`.
-        samples: number of probes.
+      loss_fn: `loss_fn(params, *args)` -> scalar, or `(scalar, aux)`. It must be
+        twice differentiable where it is used; remat, scan and custom
+        derivatives are fine.
+      has_aux: whether `loss_fn` returns `(loss, aux)`.
+      samples: number of probes.
 
     Returns:
-        `f(params, key, *args) -> (loss, grads, hessian_diag)`, or with `has_aux`
-        `((loss, aux), grads, hessian_diag)`. `hessian_diag` is a tree like `params`
-        in `promote_types(param.dtype, float32)`.
+      `f(params, key, *args) -> (loss, grads, hessian_diag)`, or with `has_aux`
+      `((loss, aux), grads, hessian_diag)`. `hessian_diag` is a tree like `params`
+      in `promote_types(param.dtype, float32)`.
 
     Raises:
-        ValueError: `samples` is no integer of at least 1.
+      ValueError: `samples` is no integer of at least 1.
 
     References:
-        Yao et al., ADAHESSIAN, https://arxiv.org/abs/2006.00719.
+      Yao et al., ADAHESSIAN, https://arxiv.org/abs/2006.00719.
     """
     _check_positive("samples", samples)
 
@@ -131,14 +131,14 @@ def is_hessian_step(count: jax.Array | int, interval: int) -> jax.Array | bool:
     computes the diagonal, and the transform, which uses it, both ask here.
 
     Args:
-        count: number of updates done before this one, an integer or integer scalar.
-        interval: number of updates that one Hessian diagonal serves, at least 1.
+      count: number of updates done before this one, an integer or integer scalar.
+      interval: number of updates that one Hessian diagonal serves, at least 1.
 
     Returns:
-        A bool, or a boolean scalar if `count` is an array.
+      A bool, or a boolean scalar if `count` is an array.
 
     Raises:
-        ValueError: `interval` is no integer of at least 1.
+      ValueError: `interval` is no integer of at least 1.
     """
     _check_positive("interval", interval)
     return count % interval == 0
@@ -158,17 +158,17 @@ def value_grad_and_periodic_hessian_diag(
     else `cond` becomes a `select` that always does both.
 
     Args:
-        loss_fn: as in `value_grad_and_hessian_diag`.
-        interval: number of updates that one Hessian diagonal serves, at least 1.
-        has_aux: whether `loss_fn` returns `(loss, aux)`.
-        samples: number of probes on a Hessian step.
+      loss_fn: as in `value_grad_and_hessian_diag`.
+      interval: number of updates that one Hessian diagonal serves, at least 1.
+      has_aux: whether `loss_fn` returns `(loss, aux)`.
+      samples: number of probes on a Hessian step.
 
     Returns:
-        `f(params, key, count, *args) -> (loss, grads, hessian_diag)`, with `count`
-        the number of updates done before this one.
+      `f(params, key, count, *args) -> (loss, grads, hessian_diag)`, with `count`
+      the number of updates done before this one.
 
     Raises:
-        ValueError: `interval` or `samples` is no integer of at least 1.
+      ValueError: `interval` or `samples` is no integer of at least 1.
     """
     _check_positive("interval", interval)
     full = value_grad_and_hessian_diag(loss_fn, has_aux=has_aux, samples=samples)

@@ -5,7 +5,7 @@ compiled apart from the training step and run now and then.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optlab import registry
 from optlab.compose import to_state_dtype
 from optlab.leaves import under_auto_axes
-from optlab.matrices import linalg, quantiles
+from optlab.matrices import linalg
 from optlab.matrices.norms import Layers, tree_layers
 from optlab.matrices.precision import product
-from optlab.optimizers.root import ScaleByRootState
-from optlab.optimizers.spam import ScaleBySpamState, spike_shares
 from optlab.roles import Rule, as_rule, leaf_name
-from optlab.state import owning_parameter, state_leaves
-from optlab.wrappers.noise import NoiseAdaptiveState, layer_ratios
+from optlab.state import Observed, owning_parameter, state_leaves
 
 # Fields of a state that hold a momentum.
 _MOMENTA = ("mu", "trace", "momentum")
@@ -53,10 +51,12 @@ def layer_diagnostics(
     `layer_momentum_norm`, the spectral norm of the momentum where there is one.
 
     What a state holds for each layer, such as the noise of LANTON, comes by its field:
-    `layer_noise`. LANTON has `layer_rate` besides, the share of its rate that a layer
-    gets; SPAM `layer_spikes`, the share of the entries that were clipped; ROOT
-    `layer_clipped`, the share of the momentum's energy above its threshold; and with
-    `hessian_diag` in `extra` there is `layer_hessian_trace`.
+    `layer_noise`. With `hessian_diag` in `extra` there is `layer_hessian_trace`.
+
+    Methods add their own, which :func:`optlab.register` takes as `diagnose`. LANTON has
+    `layer_rate`, the share of its rate that a layer gets; SPAM `layer_spikes`, the
+    share of the entries that were clipped; ROOT `layer_clipped`, the share of the
+    momentum's energy above its threshold.
 
     Args:
       grads: what the optimizer got.
@@ -110,11 +110,12 @@ def _measure(rule: Rule, given: Mapping[str, Any], *trees: Any) -> Values:
             name: jnp.sum(leaf, layers[name].axes)
             for name, leaf in _with_names(diagonal, jax.tree.leaves(diagonal))
         }
-    for kind, (name, function) in _SPECIAL.items():
-        nodes = zip(_nodes(before, kind), _nodes(after, kind), strict=True)
-        for old, new in nodes:
-            found = function(gradients, old, new, rule, given)
-            values.setdefault(name, {}).update(found)
+    for kind, diagnose in registry.diagnosed():
+        for old, new in zip(_nodes(before, kind), _nodes(after, kind), strict=True):
+            found = diagnose(Observed(gradients, old, new, rule, given))
+            for name, tree in found.items():
+                own = _with_names(tree, jax.tree.leaves(tree))
+                values.setdefault(name, {}).update(own)
     return values
 
 
@@ -170,48 +171,3 @@ def _spectral_norm(x: jax.Array, layer: Layers) -> jax.Array:
 
     v = jax.lax.fori_loop(0, _POWER_STEPS, step, v)
     return jnp.sqrt(linalg.frobenius_norm(v, (-2, -1))).reshape(layer.stack)
-
-
-def _layer_rates(gradients, old, new, rule, given) -> dict[str, jax.Array]:
-    del gradients, old
-    noise = jax.tree.leaves(new.noise)
-    like = new.inner.mu if hasattr(new.inner, "mu") else None
-    if like is None:
-        return {}
-    layers = tree_layers(like, rule, given.get("embedding_scale", 1.0))
-    alpha, exponent = given.get("alpha", 1.0), given.get("exponent", 0.5)
-    ratios = layer_ratios(noise, layers, alpha, exponent)
-    return dict(_with_names(like, ratios))
-
-
-def _spikes(gradients, old, new, rule, given) -> dict[str, jax.Array]:
-    del new
-    paths, treedef = jax.tree_util.tree_flatten_with_path(old.mu)
-    updates = treedef.unflatten([gradients[leaf_name(path)] for path, _ in paths])
-    names = ("spike_threshold", "reset_interval", "clip_start_step")
-    own = {name: given[name] for name in names if name in given}
-    shares = spike_shares(updates, old, roles=rule, **own)
-    return dict(_with_names(shares, jax.tree.leaves(shares)))
-
-
-def _clipped(gradients, old, new, rule, given) -> dict[str, jax.Array]:
-    del gradients, old
-    layers = dict(_with_names(new.mu, tree_layers(new.mu, rule, 1.0)))
-
-    def share(x, layer):
-        x = jnp.abs(_matrices(to_state_dtype(x), layer))
-        x = x / jnp.maximum(jnp.max(x, (-2, -1), keepdims=True), 1e-30)
-        bound = quantiles.quantile(x, given.get("quantile", 0.9))
-        over = jnp.sum(jnp.square(x) - jnp.square(jnp.minimum(x, bound)), (-2, -1))
-        total = jnp.maximum(jnp.sum(jnp.square(x), (-2, -1)), 1e-30)
-        return (over / total).reshape(layer.stack)
-
-    leaves = jax.tree.leaves(new.mu)
-    return {n: share(x, layers[n]) for n, x in _with_names(new.mu, leaves)}
-
-
-_SPECIAL: dict[type, tuple[str, Callable[..., dict[str, jax.Array]]]] = {
-    NoiseAdaptiveState: ("layer_rate", _layer_rates),
-    ScaleBySpamState: ("layer_spikes", _spikes),
-    ScaleByRootState: ("layer_clipped", _clipped),
-}

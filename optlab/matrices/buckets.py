@@ -26,7 +26,14 @@ _MANY = 8
 
 
 class Distribute(Protocol):
-    """Turns a function of groups of stacks into the same function, computed apart."""
+    """Turns a function of groups of stacks into the same function, computed apart.
+
+    What keeps factors where they are worked on says so itself, and is asked for it:
+    `lives_by_stack(length)`, whether factors with that leading axis are such;
+    `factor_spec(shape, stacked)`, the `PartitionSpec` of a factor `(stack..., x, y)`,
+    whose first axis is one of matrices if `stacked`; and `size`, its devices, or None.
+    The factors of a plain function without these are laid out as their parameters.
+    """
 
     def __call__(
         self, f: Callable[..., Any], matrices: int, stacks: Sequence[int], /
@@ -68,7 +75,7 @@ def map_matrices(
         None, where only the factors are of interest.
       views: what `tree_views` made of the first tree.
       trees: trees of leaves with those views; `f` gets them as `(S, m, n)`.
-      factors: trees of arrays that have the stack axes and then axes of their own;
+      factors: trees of arrays that have the stack axes and then other axes;
         `f` gets them as `(S, ...)`.
       made: an elementwise function of the trees' leaves that makes what `f` gets for
         matrices. For a stack alone in its bucket, without `distribute`, it is computed
@@ -240,7 +247,7 @@ def _buckets(
 ) -> list[list[list[int]]]:
     """Buckets of groups of items; a group's arrays have the very same shapes.
 
-    Where they may stay apart, what is a stack already has a bucket of its own: to join
+    Where they may stay apart, what is a stack already is a bucket alone: to join
     it with others would save little compiling, and copy it.
     """
     buckets: dict[Any, dict[Any, list[int]]] = {}
@@ -294,7 +301,7 @@ def _member(place: int | jax.Array, count: int, x: jax.Array) -> jax.Array:
 def _hidden_places(count: int, x: jax.Array) -> tuple[jax.Array, ...]:
     """`0, 1, ..., count - 1` as numbers that the compiler does not know.
 
-    XLA compiles every slice at a known place as a kernel of its own, for some 20 ms on
+    XLA compiles every slice at a known place as a separate kernel, for some 20 ms on
     a CPU; slices of one shape at unknown places share one. A compiler that saw through
     this would be slow again, and right.
     """

@@ -117,8 +117,8 @@ def _householder(x: jax.Array) -> jax.Array:
 def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
     """The derivative of the orthogonal factor `Q` of `X = Q R`.
 
-    Columns that depend on earlier ones have any completion for theirs, which is taken
-    to stand still.
+    A column that depends on earlier ones has an arbitrary one in `Q`, whose derivative
+    is taken as zero.
     """
     r = product(q.mT, x)
     pivots = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
@@ -197,7 +197,7 @@ def orthonormal_basis(
     """The orthogonal factor of the reduced QR of `(..., m, r)`, `r <= m`.
 
     Columns keep their span's order: the first `k` of the result span the first `k`
-    of `x`, each with a sign of its own. Rank-deficient input gives orthonormal columns
+    of `x`, each with either sign. Rank-deficient input gives orthonormal columns
     all the same.
 
     Cholesky's factor of the Gram matrix, twice, on columns of unit length: products

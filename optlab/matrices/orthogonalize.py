@@ -42,7 +42,7 @@ _NORM_EPS = 1e-7
 
 # The Gram form squares the singular values, so that rounding leaves noise of half an
 # epsilon on the eigenvalues of R, and every step multiplies it by up to a^2. Where the
-# noise that reaches a step would pass this bound, R is made anew from X.
+# noise that reaches a step would pass this bound, R is made again from X.
 _NOISE_BOUND = 0.1
 # Of 16 bits the same, in what the steps multiply by; their diagonals are kept apart.
 _GROWTH_BOUND = 150.0

@@ -34,7 +34,7 @@ from optlab.options import (
 scale_by_lion = optax.scale_by_lion
 
 
-@takes(LeafOptions)
+@takes(LeafOptions, one_momentum=False)  # b2 is the decay of its momentum
 def lion(
     learning_rate: Rate,
     *,

@@ -60,7 +60,15 @@ from optlab.matrices.coefficients.presets import (
     resolve_coefficients,
 )
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
-from optlab.options import MatrixOptions, Number, Rate, Roles, takes
+from optlab.options import (
+    MuonOptions,
+    NewtonSchulzOptions,
+    Number,
+    Rate,
+    Roles,
+    pick,
+    takes,
+)
 from optlab.roles import View, as_rule, tree_views
 
 
@@ -200,20 +208,15 @@ def scale_by_muon(
     return over_leaves(init_fn, update_fn, real="muon", distribute=distribute)
 
 
-@takes(MatrixOptions)
+@takes(MuonOptions)
 def muon(
     learning_rate: Rate,
     *,
     momentum: Number = 0.95,
-    nesterov: bool = True,
     eps: Number = 1e-8,
-    ns_steps: int = 5,
-    ns_coeffs: Coefficients = "muon",
-    normalize: Literal["frobenius", "schatten4"] = "frobenius",
-    ns_dtype: DTypeLike | None = None,
     consistent_rms: float | None = 0.2,
     adam_nesterov: bool = False,
-    **options: Unpack[MatrixOptions],
+    **options: Unpack[MuonOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Muon on the hidden matrices, AdamW on embeddings, heads and vectors.
 
@@ -230,15 +233,7 @@ def muon(
     Args:
       learning_rate: of the hidden matrices, a number or a schedule.
       momentum: decay of the momentum, in [0, 1).
-      nesterov: whether the momentum looks one gradient ahead.
       eps: added to the matrix's norm.
-      ns_steps: Newton-Schulz steps.
-      ns_coeffs: a name in `optlab.matrices.coefficients.presets.PRESETS`, a triple, or
-        `ns_steps` of them. "fitted": those of :func:`optlab.fit_coefficients` for each
-        shape, a triple for each step.
-      normalize: the norm that the matrix is divided by, "frobenius" or "schatten4".
-      ns_dtype: of the Newton-Schulz products. None: float32 on CPUs, bfloat16 on GPUs
-        and TPUs, float64 for such momenta, see :mod:`optlab.matrices.precision`.
       consistent_rms: RMS of an update at rate one, whatever the shape. None: the scale
         is `sqrt(max(1, d_out / d_in))`.
       adam_nesterov: whether the other leaves get NAdam instead of Adam.
@@ -254,13 +249,9 @@ def muon(
     direction = partial(
         scale_by_muon,
         momentum,
-        nesterov=nesterov,
         eps=eps,
-        ns_steps=ns_steps,
-        ns_coeffs=ns_coeffs,
-        normalize=normalize,
-        ns_dtype=ns_dtype,
         consistent_rms=consistent_rms,
+        **pick(NewtonSchulzOptions, options),
     )
     return matrix_optimizer(
         direction,

@@ -24,34 +24,32 @@ from functools import partial
 from typing import Literal, Unpack
 
 import optax
-from jax.typing import DTypeLike
 
 from optlab.compose import matrix_optimizer
-from optlab.matrices.buckets import Distribute
-from optlab.matrices.orthogonalize import Coefficients
 from optlab.optimizers.muon import scale_by_muon
-from optlab.options import MatrixOptions, Number, Rate, Roles, takes
+from optlab.options import (
+    MuonOptions,
+    NewtonSchulzOptions,
+    Number,
+    OrthogonalOptions,
+    Rate,
+    pick,
+    takes,
+)
 from optlab.wrappers.neurons import normalize_neurons
 
 _NS_EPS = 1e-7
 
 
+@takes(OrthogonalOptions)
 def scale_by_normuon(
     momentum: Number = 0.95,
     b2: Number = 0.95,
     eps: Number = 1e-10,
     *,
-    nesterov: bool = True,
     axis: Literal["output", "longer"] = "output",
-    ns_steps: int = 5,
-    ns_coeffs: Coefficients = "muon",
-    normalize: Literal["frobenius", "schatten4"] = "frobenius",
-    ns_dtype: DTypeLike | None = None,
     consistent_rms: float | None = None,
-    roles: Roles = None,
-    mu_dtype: DTypeLike | None = None,
-    distribute: Distribute | None = None,
-    chunk_bytes: int | None = None,
+    **options: Unpack[OrthogonalOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of NorMuon, for trees of hidden matrices only.
 
@@ -62,37 +60,25 @@ def scale_by_normuon(
     """
     muon = scale_by_muon(
         momentum,
-        nesterov=nesterov,
         eps=_NS_EPS,
-        ns_steps=ns_steps,
-        ns_coeffs=ns_coeffs,
-        normalize=normalize,
-        ns_dtype=ns_dtype,
         consistent_rms=consistent_rms,
         average="plain",
-        roles=roles,
-        mu_dtype=mu_dtype,
-        distribute=distribute,
-        chunk_bytes=chunk_bytes,
+        **options,
     )
+    roles = options.get("roles")
     return optax.chain(muon, normalize_neurons(b2, eps=eps, axis=axis, roles=roles))
 
 
-@takes(MatrixOptions, adam_eps=1e-10)
+@takes(MuonOptions, adam_eps=1e-10)
 def normuon(
     learning_rate: Rate,
     *,
     momentum: Number = 0.95,
     b2: Number = 0.95,
     eps: Number = 1e-10,
-    nesterov: bool = True,
     axis: Literal["output", "longer"] = "output",
-    ns_steps: int = 5,
-    ns_coeffs: Coefficients = "muon",
-    normalize: Literal["frobenius", "schatten4"] = "frobenius",
-    ns_dtype: DTypeLike | None = None,
     consistent_rms: float | None = None,
-    **options: Unpack[MatrixOptions],
+    **options: Unpack[MuonOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """NorMuon on the hidden matrices, AdamW on embeddings, heads and vectors.
 
@@ -112,11 +98,8 @@ def normuon(
       momentum: decay of the momentum, in [0, 1).
       b2: decay of the neurons' second moment, in [0, 1).
       eps: added to its root.
-      nesterov: whether the momentum looks one gradient ahead.
       axis: what a neuron is, "output" or "longer", see
         :func:`optlab.normalize_neurons`.
-      ns_steps, ns_coeffs, normalize, ns_dtype: of Newton-Schulz, see
-        :func:`optlab.muon`.
       consistent_rms: RMS of an update at rate one, whatever the shape. None: the scale
         is `sqrt(max(1, d_out / d_in))`.
       **options: see :mod:`optlab.options`.
@@ -130,12 +113,8 @@ def normuon(
     direction = partial(
         scale_by_normuon,
         *(momentum, b2, eps),
-        nesterov=nesterov,
         axis=axis,
-        ns_steps=ns_steps,
-        ns_coeffs=ns_coeffs,
-        normalize=normalize,
-        ns_dtype=ns_dtype,
         consistent_rms=consistent_rms,
+        **pick(NewtonSchulzOptions, options),
     )
     return matrix_optimizer(direction, learning_rate, options)

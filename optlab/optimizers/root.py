@@ -33,7 +33,7 @@ References:
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from jax.typing import DTypeLike
 from optlab import checks
 from optlab.compose import cast_like, matrix_optimizer, to_state_dtype, zero_state
 from optlab.leaves import over_leaves
-from optlab.matrices import linalg
+from optlab.matrices import linalg, quantiles
 from optlab.matrices.buckets import Distribute, map_matrices
 from optlab.matrices.coefficients.presets import (
     check_coefficients,
@@ -52,6 +52,7 @@ from optlab.matrices.coefficients.presets import (
 from optlab.matrices.orthogonalize import Coefficients, orthogonalize
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import as_rule, tree_views
+from optlab.state import Observed
 from optlab.wrappers.outliers import clip_to_quantile
 
 # The RMS of an update is about this, whatever the shape (Moonlight's choice).
@@ -170,6 +171,23 @@ def scale_by_root(
         return cast_like(directions, updates), state
 
     return over_leaves(init_fn, update_fn, real="root", distribute=distribute)
+
+
+def diagnose(seen: Observed) -> dict[str, Any]:
+    """The share of the momentum's energy that is above the threshold."""
+
+    def share(x, view):
+        matrices = view.matrices(x)
+        x = jnp.abs(matrices.mT if view.m > view.n else matrices)
+        x = x / jnp.maximum(jnp.max(x, (-2, -1), keepdims=True), 1e-30)
+        bound = quantiles.quantile(x, seen.arguments.get("quantile", 0.9))
+        over = jnp.sum(jnp.square(x) - jnp.square(jnp.minimum(x, bound)), (-2, -1))
+        total = jnp.maximum(jnp.sum(jnp.square(x), (-2, -1)), 1e-30)
+        return (over / total).reshape(view.stack)
+
+    momentum = to_state_dtype(seen.after.mu)
+    views = tree_views(momentum, seen.rule, "root")
+    return {"layer_clipped": jax.tree.map(share, momentum, views)}
 
 
 @takes(MatrixOptions)

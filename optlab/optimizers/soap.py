@@ -44,6 +44,7 @@ References:
   <https://arxiv.org/abs/2409.11321>`_, 2024.
 """
 
+from collections import namedtuple
 from functools import partial
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -89,19 +90,19 @@ class ScaleBySoapState(NamedTuple):
     FACTORS = ("nu", "gram_left", "gram_right", "basis_left", "basis_right")
 
 
-class ScaleByKlSoapState(NamedTuple):
-    """State of SOAP with KL factors: SOAP's, and the factors' eigenvalues."""
+class ScaleByKlSoapState(
+    namedtuple(
+        "ScaleByKlSoapState",
+        (*ScaleBySoapState._fields, "values_left", "values_right"),
+    )
+):
+    """State of SOAP with KL factors: SOAP's, and the factors' eigenvalues.
 
-    count: jax.Array  # (), calls so far, the initialising one included
-    mu: optax.Updates  # M, as the parameters
-    nu: optax.Updates  # V, (..., d_in, d_out), in the bases
-    gram_left: optax.Updates  # L, (..., d_in, d_in)
-    gram_right: optax.Updates  # R, (..., d_out, d_out)
-    basis_left: optax.Updates  # Q_L, (..., d_in, d_in)
-    basis_right: optax.Updates  # Q_R, (..., d_out, d_out)
-    values_left: optax.Updates  # of L, (..., d_in, 1)
-    values_right: optax.Updates  # of R, (..., 1, d_out)
+    `values_left` are those of L, `(..., d_in, 1)`, and `values_right` those of R,
+    `(..., 1, d_out)`.
+    """
 
+    __slots__ = ()
     FACTORS = (*ScaleBySoapState.FACTORS, "values_left", "values_right")
 
 
@@ -293,17 +294,6 @@ class FromSecondCallState(NamedTuple):
     inner: optax.OptState
 
 
-def soap_parts(
-    *args: Any, factors: Factors, **kwargs: Any
-) -> tuple[Any, dict[str, Any]]:
-    """SOAP's direction for `matrix_optimizer`, and its other arguments there."""
-    checks.one_of(tuple(_STEPS), factors=factors)
-    waits = factors in _FIRST_CALL_WAITS
-    adam = adam_from_second_call if waits else scale_by_adam
-    parts = {"adam": adam, "decay_start": int(waits)}
-    return partial(scale_by_soap, *args, factors=factors, **kwargs), parts
-
-
 def adam_from_second_call(*args, **kwargs) -> optax.GradientTransformation:
     """Adam that neither sees nor answers the first gradient, as in SOAP's code."""
     adam = scale_by_adam(*args, **kwargs)
@@ -381,7 +371,10 @@ def soap(
     Raises:
       ValueError: an argument is out of range.
     """
-    direction, parts = soap_parts(
+    checks.one_of(tuple(_STEPS), factors=factors)
+    waits = factors in _FIRST_CALL_WAITS
+    direction = partial(
+        scale_by_soap,
         *(b1, b2, eps, precondition_interval, max_dim),
         one_sided=one_sided,
         basis_precision=basis_precision,
@@ -389,4 +382,10 @@ def soap(
         shampoo_beta=shampoo_beta,
         initial_eigenvalue=initial_eigenvalue,
     )
-    return matrix_optimizer(direction, learning_rate, options, **parts)
+    return matrix_optimizer(
+        direction,
+        learning_rate,
+        options,
+        adam=adam_from_second_call if waits else scale_by_adam,
+        decay_start=int(waits),
+    )

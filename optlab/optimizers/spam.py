@@ -69,8 +69,9 @@ from optlab.options import (
     pick,
     takes,
 )
-from optlab.roles import Matrix, View, as_rule
+from optlab.roles import Matrix, View, as_rule, leaf_name
 from optlab.schedules import share_of
+from optlab.state import Observed
 from optlab.wrappers.spikes import (
     check_clipping,
     clip_to_moment,
@@ -282,6 +283,15 @@ def spike_shares(
             for i, ((path, g), v) in enumerate(zip(leaves, second, strict=True))
         ]
     )
+
+
+def diagnose(seen: Observed) -> dict[str, Any]:
+    """The share of each layer's entries that were clipped."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(seen.before.mu)
+    updates = treedef.unflatten([seen.gradients[leaf_name(path)] for path, _ in paths])
+    names = ("spike_threshold", "reset_interval", "clip_start_step")
+    own = {name: seen.arguments[name] for name in names if name in seen.arguments}
+    return {"layer_spikes": spike_shares(updates, seen.before, roles=seen.rule, **own)}
 
 
 @takes(LeafOptions)

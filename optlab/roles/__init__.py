@@ -4,7 +4,7 @@ A rule `rule(path, leaf)` returns the role of a leaf: `Matrix(rows, cols, spatia
 `Embedding(vocabulary_axis)` or `VECTOR`. It asks the path and the shape and nothing
 else, so it gives the same answer under `optax.partition` and `optax.masked`. Axes of a
 matrix that are neither rows nor columns are stack axes (scanned layers, experts): each
-slice is a matrix of its own, in its state too. The role says all that a method needs;
+slice is a separate matrix, in its state too. The role says all that a method needs;
 nothing else reads the names of leaves.
 """
 
@@ -23,7 +23,6 @@ from optlab.roles.kinds import group as group
 from optlab.roles.names import leaf_name as leaf_name
 from optlab.roles.trees import as_rule as as_rule
 from optlab.roles.trees import doubts as doubts
-from optlab.roles.trees import recorded as recorded
 from optlab.roles.trees import tree_groups as tree_groups
 from optlab.roles.trees import tree_roles as tree_roles
 from optlab.roles.trees import tree_views as tree_views

@@ -1,9 +1,6 @@
 """Rules over whole trees: the roles of all leaves, and what is doubtful in them."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -21,30 +18,9 @@ from optlab.roles.kinds import (
     group,
 )
 from optlab.roles.names import leaf_name
+from optlab.said import listening, note
 
 _ROLES = (Matrix, Embedding, Vector)
-
-
-@dataclass
-class Asked:
-    """The rules that transforms asked, and the role that each leaf was given."""
-
-    rules: list[Rule] = field(default_factory=list)
-    roles: dict[str, Role] = field(default_factory=dict)
-
-
-_asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
-
-
-@contextlib.contextmanager
-def recorded() -> Iterator[Asked]:
-    """Records which rules are asked inside of it, and their answers."""
-    record = Asked()
-    token = _asked.set(record)
-    try:
-        yield record
-    finally:
-        _asked.reset(token)
 
 
 def as_rule(roles: Any) -> Rule:
@@ -70,11 +46,8 @@ def as_rule(roles: Any) -> Rule:
 
     def asking(path: Any, leaf: Any) -> Role:
         role = _checked(rule(path, leaf), path, leaf)
-        record = _asked.get()
-        if record is not None:
-            record.roles[leaf_name(path)] = role
-            if not any(rule is other for other in record.rules):
-                record.rules.append(rule)
+        note("roles", {leaf_name(path): role})
+        note("rules", {id(rule): rule})
         return role
 
     return asking
@@ -183,10 +156,10 @@ def doubts(tree: Any, rule: Rule) -> dict[str, tuple[tuple[int, ...] | None, str
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
-    with recorded() as record:
+    with listening() as said:
         roles = {name: rule(*of) for name, of in leaves.items()}
     found = _unknown_tables(roles, shapes)
-    for each in [rule, *record.rules]:
+    for each in [rule, *said.get("rules", {}).values()]:
         if isinstance(each, DefaultRoles):
             _check_stacks(each, shapes)
             for name, (path, leaf) in leaves.items():

@@ -81,6 +81,15 @@ class OverMesh:
         """Whether factors with that leading axis lie where they are worked on."""
         return length % self.size == 0
 
+    def factor_spec(self, shape: Sequence[int], stacked: bool) -> P:
+        """Where a factor `(stack..., x, y)` is taken from and left."""
+        if stacked and self.lives_by_stack(shape[0]):
+            return P(self.axes)
+        cut = matrix_axis(shape[-2:], self.size) if len(shape) > 1 else None
+        if cut is None:
+            return P()
+        return P(*(None,) * (len(shape) - 2 + cut), self.axes)
+
     def _exchange(
         self, arrays: Sequence[Any], matrices: int, length: int, before: P, after: P
     ) -> tuple[Any, ...]:
@@ -165,7 +174,7 @@ class OverAxis:
                 )
 
             results = f(*map(takes, groups, counts, shares))
-            # A result after the matrix is a factor anew, and stays where that is.
+            # A result after the matrix is a new factor, and stays where the old one is.
             stay = [
                 {i + 1 for i, x in enumerate(group[matrices:]) if x.shape[0] < n}
                 for group, n in zip(groups, counts, strict=True)
@@ -186,6 +195,11 @@ class OverAxis:
     def lives_by_stack(self, length: int) -> bool:
         """Whether factors with that leading axis lie where they are worked on."""
         return self.size is not None and length % self.size == 0
+
+    def factor_spec(self, shape: Sequence[int], stacked: bool) -> P:
+        """Where a factor `(stack..., x, y)` is taken from and left."""
+        here = stacked and self.lives_by_stack(shape[0])
+        return P(self.axes) if here else P()
 
 
 def over_axis(name: str | tuple[str, ...], size: int | None = None) -> Distribute:

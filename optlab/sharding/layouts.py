@@ -18,12 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab.roles import leaf_name
-from optlab.sharding.distribution import (
-    OverAxis,
-    OverMesh,
-    matrix_axis,
-    mesh_size,
-)
+from optlab.sharding.distribution import mesh_size
 from optlab.state import StateLeaf, make_abstract_state, owning_parameter, state_leaves
 
 # Patterns, each with a spec or a function of the leaf's shape that gives one.
@@ -234,9 +229,13 @@ def state_specs(
             same = zip(layout, shape, own, strict=False)
             return P(*(axis if n == size else None for axis, n, size in same))
         way = spread.get(owner) if distribute is None else distribute
-        if leaf.bucket is not None:
-            return _bucket_spec(shape[0], way)
-        return _factor_spec(shape, own, layout, way)
+        place = getattr(way, "factor_spec", None)
+        stacked = len(shape) > 2 and shape[0] == own[0]
+        if leaf.bucket is not None:  # Cut by its matrices, or not at all.
+            return P() if place is None else place(shape[:1], True)
+        if place is None:
+            return P(*layout[:1]) if stacked else P()
+        return place(shape, stacked)
 
     state, said = make_abstract_state(tx, params)
     spread = said.get("distribute", {})
@@ -244,30 +243,6 @@ def state_specs(
         jax.tree.structure(state),
         list(map(spec, state_leaves(state))),
     )
-
-
-def _bucket_spec(slices: int, distribute: Any) -> P:
-    """Where a bucket of so many matrices lies, padding included."""
-    ours = isinstance(distribute, OverMesh | OverAxis)
-    even = ours and distribute.lives_by_stack(slices)
-    return P(distribute.axes) if even else P()
-
-
-def _factor_spec(
-    shape: Sequence[int], own: Sequence[int], layout: Any, distribute: Any
-) -> P:
-    """Where `distribute` takes and leaves a factor `(stack..., x, y)`."""
-    stacked = len(shape) > 2 and shape[0] == own[0]
-    if not isinstance(distribute, OverMesh | OverAxis):
-        return P(*layout[:1]) if stacked else P()
-    if stacked and distribute.lives_by_stack(shape[0]):
-        return P(distribute.axes)
-    if isinstance(distribute, OverAxis):
-        return P()
-    cut = matrix_axis(shape[-2:], distribute.size) if len(shape) > 1 else None
-    if cut is None:
-        return P()
-    return P(*(None,) * (len(shape) - 2 + cut), distribute.axes)
 
 
 def init_state(

@@ -23,6 +23,7 @@ from optlab.matrices.norms import (
 )
 from optlab.options import Number, Roles
 from optlab.roles import as_rule
+from optlab.state import Observed
 
 
 class NoiseAdaptiveState(NamedTuple):
@@ -195,6 +196,19 @@ def _after(gradient: jax.Array, noise: jax.Array) -> jax.Array:
 def _capped(norm: jax.Array) -> jax.Array:
     """The norm, where its square is finite."""
     return jnp.minimum(norm, float(jnp.finfo(norm.dtype).max) ** 0.4)
+
+
+def diagnose(seen: Observed) -> dict[str, Any]:
+    """The share of its rate that each layer gets, for a direction with a momentum."""
+    like = getattr(seen.after.inner, "mu", None)
+    if like is None:
+        return {}
+    given = seen.arguments
+    layers = tree_layers(like, seen.rule, given.get("embedding_scale", 1.0))
+    alpha, exponent = given.get("alpha", 1.0), given.get("exponent", 0.5)
+    noises, treedef = jax.tree.leaves(seen.after.noise), jax.tree.structure(like)
+    ratios = layer_ratios(noises, layers, alpha, exponent)
+    return {"layer_rate": treedef.unflatten(ratios)}
 
 
 def layer_ratios(

@@ -1,4 +1,4 @@
-"""Steps that jump out of their own statistics are skipped, or their gradient scaled."""
+"""Steps that jump out of the run's statistics are skipped, or their gradient scaled."""
 
 from typing import Any, Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""SPAM's two remedies as transforms of their own: clipped spikes, forgotten moments.
+"""SPAM's two remedies as separate transforms: clipped spikes, forgotten moments.
 
 `optlab.spam` is both around Adam, with one second moment for the two. Steps count from
 1, and a window is the steps from one reset to the next.

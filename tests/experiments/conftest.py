@@ -12,11 +12,11 @@ from experiments.launchers import job
 from experiments.tasks import TASKS
 from experiments.trainer import loop
 from optlab import registry
-from tests.experiments.servers import (  # noqa: F401, fixtures of several modules
+from tests.helpers.servers import (  # noqa: F401, fixtures of several modules
     cluster,
     postgres,
 )
-from tests.experiments.synthetic_runs import runs  # noqa: F401, so is this
+from tests.helpers.synthetic_runs import runs  # noqa: F401, so is this
 
 SMALL = {
     "model.width": 32,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import config as configs
+from experiments.errors import UserError
 from experiments.trainer import loop
 from tests.experiments.test_train import read
 
@@ -43,7 +43,7 @@ def test_the_average_of_the_weights_is_evaluated_too(finished):
 
 
 def test_nothing_to_evaluate_is_one_line(tmp_path, small):
-    with pytest.raises(configs.UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         loop.evaluate(small(), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
@@ -63,7 +63,7 @@ def test_layers_and_a_trace_are_on_record(finished):
 
 def test_another_optimizer_goes_on_where_the_parameters_are(finished, small):
     words = WORDS | {"optimizer__name": "lion", "optimizer__learning_rate": 1e-3}
-    with pytest.raises(configs.UserError, match="--reset_optimizer"):
+    with pytest.raises(UserError, match="--reset_optimizer"):
         loop.train(small(**words), str(finished))
     words["train__steps"] = 13
     before = read(finished)[0]

@@ -110,7 +110,7 @@ def test_a_spoilt_one_is_set_aside_for_the_one_before(saved, how):
     assert_same(state, state_of(2))
     assert position == {"next_index": 20}
     assert len(said) == 1
-    assert "checkpoint of step 3 is spoilt" in said[0]
+    assert "checkpoint of step 3 is corrupt" in said[0]
     assert "\n" not in said[0]
     # The step can be saved again, and the next start has nothing to complain of.
     run = Checkpoints(saved, print)

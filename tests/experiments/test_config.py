@@ -8,9 +8,15 @@ import pytest
 from absl import flags
 
 import optlab
-from experiments import command, demo, report, train
+from experiments import (
+    command,
+    demo,
+    prepare,
+    report,
+    train,
+)
 from experiments import config as configs
-from experiments.data import prepare
+from experiments.errors import UserError
 from experiments.fields import FIELDS
 
 FILE = "configs/stdlib_lm.py"
@@ -98,7 +104,7 @@ def test_arguments_are_parted():
     ],
 )
 def test_a_wrong_field_is_one_line_that_names_it(override, parts):
-    with pytest.raises(configs.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         load(f"--config.{override}")
     message = str(caught.value)
     assert "\n" not in message
@@ -118,10 +124,10 @@ def test_a_wrong_file_is_one_line(tmp_path):
     for text, part in cases.items():
         path = tmp_path / "config.py"
         path.write_text(text)
-        with pytest.raises(configs.UserError, match=part) as caught:
+        with pytest.raises(UserError, match=part) as caught:
             configs.load(str(path))
         assert "\n" not in str(caught.value)
-    with pytest.raises(configs.UserError, match=r"nearest: configs/stdlib_lm\.py"):
+    with pytest.raises(UserError, match=r"nearest: configs/stdlib_lm\.py"):
         configs.load("configs/stdlib_ml.py")
 
 
@@ -139,7 +145,7 @@ def test_a_files_own_kwargs_are_checked_and_belong_to_its_optimizer(tmp_path):
     other, _ = configs.load(str(path), ["--config.optimizer.name=cosmos"])
     assert other.optimizer.kwargs.b1 == 0.95
     path.write_text(text.format("b7"))
-    with pytest.raises(configs.UserError, match=r"kwargs\.b7"):
+    with pytest.raises(UserError, match=r"kwargs\.b7"):
         configs.load(str(path))
 
 
@@ -187,7 +193,7 @@ def get_config():
 def test_a_files_wrong_field_is_one_line_that_names_it(tmp_path, line, parts):
     path = tmp_path / "config.py"
     path.write_text(FROM_BASE.format(line))
-    with pytest.raises(configs.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         configs.load(str(path))
     message = str(caught.value)
     assert message.isprintable()
@@ -232,7 +238,7 @@ def test_none_sets_a_field_back_where_it_may_be_none():
         ("optimizer.kwargs.b1", "float"),
         ("model.remat", "bool"),
     ):
-        with pytest.raises(configs.UserError, match=f"{field}: given 'none'.*{kind}"):
+        with pytest.raises(UserError, match=f"{field}: given 'none'.*{kind}"):
             load(name, f"--config.{field}=none")
     assert load("--config.task.text_field=none").task.text_field == "none"
 
@@ -295,3 +301,19 @@ def test_the_command_says_what_is_wrong(tmp_path, arguments, status, out, err):
         assert err in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not workdir.exists()
+
+
+def test_a_momentum_has_two_names_and_one_value():
+    for name, own in (("cosmos", "b1"), ("root", "momentum")):
+        for asked in ("b1", "momentum"):
+            word = f"--config.optimizer.kwargs.{asked}=0.5"
+            config, changed = configs.load(
+                FILE, [f"--config.optimizer.name={name}", word]
+            )
+            assert config.optimizer.kwargs[own] == 0.5
+            assert changed[f"optimizer.kwargs.{own}"] == 0.5
+    both = [f"--config.optimizer.kwargs.{x}=0.5" for x in ("b1", "momentum")]
+    with pytest.raises(UserError, match="b1 and momentum are one argument"):
+        configs.load(FILE, ["--config.optimizer.name=cosmos", *both])
+    with pytest.raises(UserError, match="no such field"):
+        configs.load(FILE, ["--config.optimizer.name=lion", both[1]])

@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 
-from experiments.config import UserError, base
+from experiments.config import base
 from experiments.data import digests, shards, stream, tokenizer
+from experiments.errors import UserError
 from experiments.trainer import identity
 from experiments.trainer.workdir import Workdir
 

@@ -10,7 +10,8 @@ import signal
 import numpy as np
 import pytest
 
-from experiments.data import digests, prepare, shards, tokenizer
+from experiments import prepare
+from experiments.data import digests, shards, tokenizer
 from experiments.data.shards import Piece
 from experiments.errors import UserError
 

@@ -63,7 +63,7 @@ def test_another_file_is_refused_before_it_is_unpickled(tmp_path, batches):
     tarball(path, pickles)
     with pytest.raises(ValueError, match="c58f30108f718f92721af3b95e74349a"):
         cifar10.load(str(path))
-    # Even a file whose checksum is asked for runs no code of its own.
+    # Even a file whose checksum is asked for runs no code.
     pickles["test_batch"] = pickle.dumps({b"data": print}, 2)
     with pytest.raises(ValueError, match="is no array"):
         cifar10.load(str(path), tarball(path, pickles))

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments.config import UserError
-from experiments.data import installed, prepare, shards, tokenizer
+from experiments import prepare
+from experiments.data import installed, shards, tokenizer
 from experiments.data.shards import Piece
+from experiments.errors import UserError
 
 TEXTS = [f"def f{i}(x):\n    return x + {i}  # näïve ∀\n" for i in range(60)]
 

@@ -14,12 +14,13 @@ import pytest
 
 from experiments import config as configs
 from experiments import tasks
+from experiments.errors import UserError
 from experiments.tasks import LanguageModel
 from experiments.trainer import loop
 from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.metrics import MetricsWriter
-from tests.experiments import kill_ten_times
 from tests.experiments.test_train import read
+from tests.helpers import kill_ten_times
 
 # The other cases below, in this process.
 KILLED = ("cosmos", "spam")
@@ -30,7 +31,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, name):
     peace, war = tmp_path / "peace", tmp_path / "war"
     kill_ten_times.finish(kill_ten_times.command(peace, name))
     # The second one comes while the run starts again. Ten each, and other moments:
-    # python -m tests.experiments.kill_ten_times --seed=...
+    # python -m tests.helpers.kill_ten_times --seed=...
     signals = [signal.SIGKILL, signal.SIGKILL]
     if name == "cosmos":
         signals.append(signal.SIGTERM)
@@ -103,7 +104,7 @@ def test_a_truncated_checkpoint_costs_the_steps_since_the_one_before(copied):
         file.write('{"step": 13, "lo')
     assert loop.train(config, str(folder)) == 0
     log = (folder / "log.txt").read_text()
-    assert "checkpoint of step 12 is spoilt, set aside" in log
+    assert "checkpoint of step 12 is corrupt, set aside" in log
     assert "goes on after step 8" in log
     assert losses_of(folder) == losses
     assert (folder / "checkpoints" / "spoilt_12").is_dir()
@@ -134,7 +135,7 @@ def test_a_changed_config_does_not_go_on(copied, field, value, says):
     folder, config, _ = copied
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(configs.UserError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         loop.train(config, str(folder))
     assert "\n" not in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -145,13 +146,13 @@ def test_changed_data_does_not_go_on(copied):
     recorded = json.loads((folder / "config.json").read_text())
     recorded["data_digest"] = "0" * 64
     (folder / "config.json").write_text(json.dumps(recorded))
-    with pytest.raises(configs.UserError, match="data_digest='000"):
+    with pytest.raises(UserError, match="data_digest='000"):
         loop.train(config, str(folder))
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mounts a small disk of its own, and returns how to change it."""
+    """Mounts a separate small disk, and returns how to change it."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -172,7 +173,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more(disk, small):
     folder = disk("size=1m") / "run"
     # A checkpoint takes 0.4 MB, and there are two while a third is written.
     config = small(train__steps=12, train__checkpoint_every=2)
-    with pytest.raises(configs.UserError, match="No space left on device") as caught:
+    with pytest.raises(UserError, match="No space left on device") as caught:
         loop.train(config, str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
@@ -187,7 +188,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_more(disk, small):
 
 def test_a_disk_that_cannot_be_written_is_one_line(disk, small):
     folder = disk("ro")
-    with pytest.raises(configs.UserError, match="Read-only file system") as caught:
+    with pytest.raises(UserError, match="Read-only file system") as caught:
         loop.train(small(), str(folder))
     assert "\n" not in str(caught.value)
 

@@ -10,8 +10,8 @@ import signal
 
 import pytest
 
-from experiments import config as configs
 from experiments import tasks
+from experiments.errors import UserError
 from experiments.trainer import loop
 from experiments.trainer.metrics import MetricsWriter
 from experiments.trainer.workdir import Workdir, WorkdirInUse
@@ -56,7 +56,7 @@ def empty_all_files_of_checkpoints(folder):
 
 def refused(folder, config, says):
     before = contents(folder)
-    with pytest.raises(configs.UserError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         loop.train(config, str(folder))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     assert contents(folder) == before
@@ -144,7 +144,7 @@ def test_lost_records_are_told_and_the_loss_is_found_again(copied, left):  # noq
 def test_a_result_that_cannot_be_written_is_no_success(copied):  # noqa: F811
     folder, config, _ = copied
     (folder / "result.json.new").mkdir()
-    with pytest.raises(configs.UserError, match=r"result.json.new: Is a directory"):
+    with pytest.raises(UserError, match=r"result.json.new: Is a directory"):
         loop.train(config, str(folder))
 
 
@@ -239,7 +239,7 @@ def test_overwriting_removes_all_or_nothing(opened, monkeypatch):
     (folder / "checkpoints").rename(elsewhere)
     (folder / "checkpoints").symlink_to(elsewhere)
     before = contents(folder)
-    with pytest.raises(configs.UserError, match=r"a link to .*scratch, and --over"):
+    with pytest.raises(UserError, match=r"a link to .*scratch, and --over"):
         start(overwrite=True)
     assert contents(folder) == before and (elsewhere / "12").is_dir()
     (folder / "checkpoints").unlink()
@@ -253,7 +253,7 @@ def test_overwriting_removes_all_or_nothing(opened, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "rename", rename)
-        with pytest.raises(configs.UserError, match="checkpoints: Device or resource"):
+        with pytest.raises(UserError, match="checkpoints: Device or resource"):
             start(overwrite=True)
     assert contents(folder) == before
     # A link to an empty folder stays one.

@@ -20,8 +20,8 @@ from experiments.trainer.layout import Layout
 from experiments.trainer.program import make_program
 from optlab.state import restack
 from tests.experiments.conftest import small_arguments
-from tests.experiments.servers import eventually, free_port
 from tests.experiments.test_train import read
+from tests.helpers.servers import eventually, free_port
 
 
 def losses_of(folder):
@@ -101,7 +101,7 @@ def test_factors_in_a_checkpoint_are_cut_again_for_other_devices(tmp_path, small
     told = []
     with contextlib.closing(Checkpoints(tmp_path / "of_8", told.append)) as damaged:
         assert damaged.restore(one) is None
-    assert "spoilt" in told[0]
+    assert "corrupt" in told[0]
     assert loop.train(small(**words, mesh__data=3), str(folder)) == 0
     assert "goes on after step 2" in (folder / "log.txt").read_text()
 

@@ -12,7 +12,7 @@ from experiments.reporting import (
     spikes,
     tables,
 )
-from tests.experiments.synthetic_runs import run
+from tests.helpers.synthetic_runs import run
 
 
 def test_the_numbers_are_those_worked_out_by_hand(runs):

@@ -10,8 +10,8 @@ import pytest
 
 from experiments import config as configs
 from experiments import report
-from experiments.reporting import escape, methods, tables
-from tests.experiments.synthetic_runs import run
+from experiments.reporting import escape, files, methods, tables
+from tests.helpers.synthetic_runs import run
 
 CONFIG = {
     "seed": 0,
@@ -241,14 +241,16 @@ def test_any_name_is_shown_as_it_is_in_tables(tmp_path):
     assert {one.name for one in found} == shown
     assert all(text.isprintable() for text in shown)
     rows = tables.methods_table(found, base)
-    text = tables.markdown([{x: text for x, (text, _) in row.items()} for row in rows])
+    texts = [{x: text for x, (text, _) in row.items()} for row in rows]
+    text = files.markdown(*files.split(texts))
     lines = text.splitlines()
     assert len(lines) == len(NAMES) + 2
     cells = [re.split(r"(?<!\\) \| ", line) for line in lines]
     assert len({len(line) for line in cells}) == 1
     unescaped = {re.sub(r"\\([^a-z0-9\s])", r"\1", line[0][2:]) for line in cells}
     assert unescaped >= shown
-    tables.write_csv(tmp_path / "results.csv", tables.csv_rows(found))
+    table = files.split(tables.csv_rows(found))
+    files.write_csv(tmp_path / "results.csv", *table)
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["method"].removeprefix("'") for row in rows} == shown

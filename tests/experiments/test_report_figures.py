@@ -10,7 +10,7 @@ import pytest
 
 from experiments import report
 from experiments.reporting import figures, methods, tables, thinning
-from tests.experiments.synthetic_runs import run
+from tests.helpers.synthetic_runs import run
 
 
 def test_a_best_rate_at_the_edge_is_marked_everywhere(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments import report
-from experiments.reporting import looks, page, screenshots
+from experiments import report, screenshots
+from experiments.reporting import looks, page
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

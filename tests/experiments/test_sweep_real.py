@@ -27,7 +27,7 @@ from experiments.launchers import LAUNCHERS, local
 from experiments.launchers.running import Sweep
 from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
-from tests.experiments.servers import eventually, free_port
+from tests.helpers.servers import eventually, free_port
 
 RATE = "optimizer.learning_rate"
 STEPS = 5

@@ -19,7 +19,6 @@ from experiments import points
 from experiments.launchers import claims, local, running, storage
 from experiments.launchers.claims import Claims
 from experiments.launchers.storage import Storage, of_file
-from tests.experiments.servers import eventually
 from tests.experiments.test_sweep_real import (
     command,
     opened,
@@ -30,6 +29,7 @@ from tests.experiments.test_sweep_real import (
     whole,
     written,
 )
+from tests.helpers.servers import eventually
 
 
 def ended(workdir):

@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.launchers import claims, storage
 from experiments.launchers.claims import Claims
 from experiments.launchers.storage import Storage, StorageAway, of_file
-from tests.experiments.servers import eventually
+from tests.helpers.servers import eventually
 
 ODD = ("a?mode=ro&b=c", "a#b%20 c+d;{x}é")
 

@@ -16,7 +16,7 @@ from experiments.launchers.board import last_record
 from experiments.launchers.running import Sweep
 from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
-from tests.experiments.servers import eventually
+from tests.helpers.servers import eventually
 
 RATE = "optimizer.learning_rate"
 STEPS = 200

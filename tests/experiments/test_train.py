@@ -14,7 +14,7 @@ from experiments import demo, report
 from experiments.data import stdlib
 from experiments.trainer import loop
 from tests.experiments.conftest import small_arguments
-from tests.experiments.servers import eventually
+from tests.helpers.servers import eventually
 
 
 def read(folder):
@@ -140,7 +140,7 @@ def test_divergence_stops_the_run_and_says_where(small, tmp_path):
     assert records[-1]["bad_steps"] == 3
     assert records[-1]["loss"] is None or records[-1]["grad_norm"] is None
     assert "is not finite, skipped (3 in a row)" in (tmp_path / "log.txt").read_text()
-    # It is no result to build on; --overwrite starts anew.
+    # It is no result to build on; --overwrite starts again.
     with pytest.raises(configs.UserError, match="that diverged"):
         loop.train(config, str(tmp_path))
     good = small(train__steps=2)

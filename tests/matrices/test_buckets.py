@@ -1,6 +1,5 @@
 """A function of matrices over trees, chunk by chunk, is the function of each matrix."""
 
-import inspect
 import re
 from functools import partial
 
@@ -89,7 +88,7 @@ def test_chunks_give_what_the_whole_gives(wide, matrix, devices):
 TAKING = [
     name
     for name in optlab.registry.names()
-    if "chunk_bytes" in inspect.signature(optlab.registry.get(name).factory).parameters
+    if optlab.registry.get(name).takes("chunk_bytes")
 ]
 TRANSFORMS = {
     name: partial(optlab.registry.get(name).factory, 1e-2) for name in TAKING

@@ -98,13 +98,13 @@ def test_clip_outliers_clips_matrices_and_nothing_else():
 def test_an_outlier_moves_the_update_less_than_muons():
     """What the threshold is for: one huge entry does not own the whole step."""
     clean = {"w": jnp.asarray(gaussian(16, 24))}
-    spoilt = {"w": clean["w"].at[3, 5].set(1e4)}
+    corrupt = {"w": clean["w"].at[3, 5].set(1e4)}
 
     def step(tx, grads):
         return np.ravel(tx.update(grads, tx.init(clean), clean)[0]["w"])
 
     def cosine(tx):
-        a, b = step(tx, clean), step(tx, spoilt)
+        a, b = step(tx, clean), step(tx, corrupt)
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
     assert cosine(optlab.root(1e-2)) > 0.95

@@ -14,7 +14,7 @@ from tests.golden import follow, load
 def reference(gradients, bases, *, b1, b2, eps, interval, sides=(True, True)):
     """The authors' loop on one matrix: directions from the second call on.
 
-    The momentum lives in the bases and is carried over at each refresh, as theirs;
+    The momentum lives in the bases and is carried over at each refresh, as there;
     `bases` are those of the first call, arbitrary where `L` or `R` are singular.
     """
     first, *rest = gradients
@@ -73,7 +73,7 @@ def test_follows_the_authors_code_in_float32():
 
 
 def test_the_plain_loop_follows_the_authors_code_too():
-    """So that what equals it at other intervals equals theirs."""
+    """So that what equals it at other intervals equals the authors'."""
     data = load("soap_a")
     gradients, rate = data.grads["w"], data.meta["learning_rate"]
     first = gradients[0]

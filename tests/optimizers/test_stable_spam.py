@@ -83,7 +83,7 @@ def test_follows_its_equations_through_resets_and_layer_by_layer(total, x64):
         history.append(updates)
     assert update._cache_size() == 1
     found = jax.tree.map(lambda *x: np.stack(x), *history)
-    # Each layer is a tensor of its own, in kernel and bias.
+    # Each layer is a separate tensor, in kernel and bias.
     for tree in (grads, found):
         tree["layers"] = {
             f"{key}{i}": x[:, i] for key, x in tree["layers"].items() for i in range(2)

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 import optlab
 from experiments.benchmark import peers
-from experiments.compiled import Program
 from experiments.flops import count_flops
+from experiments.hlo import Program
 from optlab import sharding
-from tests.sharded import make, shapes_of
+from tests.helpers.sharded import make, shapes_of
 
 STACKED = {
     "layers": {
@@ -155,7 +155,7 @@ def test_one_gather_a_bucket_on_a_named_axis(name, way):
     found = program.collectives()
     assert found and not [c for c in found if c.in_loop]
     assert {c.kind for c in found} == {"all-gather"}
-    # LANTON measures its noise in the same norm, in buckets of its own.
+    # LANTON measures its noise in the same norm, in other buckets.
     assert len(large(found)) <= BUCKETS * (2 if name == "lanton" else 1)
     if way == "by stack":
         # The updates, and nothing of the factors.

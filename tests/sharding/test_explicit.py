@@ -11,9 +11,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optlab
-from experiments.compiled import Program
+from experiments.hlo import Program
 from optlab import sharding
-from tests.sharded import (
+from tests.helpers.sharded import (
     APART,
     OTHERS,
     ROLES,

@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from tests.sharded import SHAPES, shapes_of
+from tests.helpers.sharded import SHAPES, shapes_of
 
 
 def test_a_mesh_takes_the_remaining_devices():

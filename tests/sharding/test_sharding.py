@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optlab import sharding
-from tests.sharded import (
+from tests.helpers.sharded import (
     APART,
     FEW,
     IN_FLOAT32,
@@ -99,7 +99,7 @@ def hold_in_every_way(group, layouts, dtype, same):
         out_specs=(P(), kept),
         check_vma=False,
     )
-    # Placed as the results will be, or the second step would be compiled anew.
+    # Placed as the results will be, or the second step would be compiled again.
     state = {n: tx.init(params) for n, tx in txs.items()}
     state = jax.device_put(state, sharding.to_shardings(mesh, kept))
     spread = jax.device_put((many, gradients), NamedSharding(mesh, P()))
@@ -184,7 +184,7 @@ def test_two_processes_equal_one(tmp_path, x64):
     processes = [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.two_processes"),
+                *(sys.executable, "-m", "tests.helpers.two_processes"),
                 *(address, str(rank), str(file), *map(",".join, GROUPS)),
             ],
             env=environment,
@@ -211,7 +211,7 @@ def test_two_processes_equal_one(tmp_path, x64):
                     same(found[f"{name}/{i}"], leaf)
 
 
-# State further apart than the parameters, and in a precision of its own.
+# State further apart than the parameters, and in another precision.
 
 
 @pytest.mark.parametrize("name", ["adamw", "cosmos"])

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import optlab
 from optlab import sharding
 from optlab.state import Stacks, is_stacks, state_leaves
-from tests.sharded import (
+from tests.helpers.sharded import (
     arrays,
     close,
     follow,

@@ -8,7 +8,7 @@ import pytest
 
 import optlab
 from optlab.registry import adamw, sgd
-from tests.conformance import ROLES, zoo
+from tests.helpers.conformance import ROLES, zoo
 
 PARAMS = {"embed": jnp.ones((5, 4)), "w": jnp.cos(jnp.arange(24.0)).reshape(4, 6)}
 

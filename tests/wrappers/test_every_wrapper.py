@@ -1,7 +1,5 @@
 """Every wrapper over every entry: ten steps, a schedule, a mask, a mesh, a restart."""
 
-import inspect
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,8 @@ import pytest
 import optlab
 from optlab import directions, sharding
 from optlab.registry import adamw, get, names
-from tests.conformance import ON_SPHERES, SMALLER, extras
+from optlab.signatures import accepted
+from tests.helpers.conformance import ON_SPHERES, SMALLER, extras
 
 SHAPES = {"embed": (8, 8), "layers": {"kernel": (8, 8, 16)}, "norm": {"scale": (8,)}}
 ROLES = optlab.default_roles(stacked=("^layers/",), embeddings=("^embed",))
@@ -31,12 +30,12 @@ def arrays(seed=0, dtype=jnp.float32):
     )
 
 
-def entry(name, rate=RATE, factory=None, **kwargs):
-    factory = factory or get(name).factory
-    accepted = inspect.signature(factory).parameters
-    offered = {"roles": ROLES, "rank": 4, **SMALLER.get(name, {}), **kwargs}
-    known = {k: v for k, v in offered.items() if k in accepted}
-    return factory(rate, **known) if "learning_rate" in accepted else factory(**known)
+def offered(name, **kwargs):
+    return {"roles": ROLES, "rank": 4, **SMALLER.get(name, {}), **kwargs}
+
+
+def entry(name, **kwargs):
+    return get(name).build(RATE, **offered(name, **kwargs))
 
 
 def around(name, **kwargs):
@@ -59,7 +58,8 @@ def behind(name):
 
 def on_a_sphere(name, **kwargs):
     """The direction of a method, with moments in bfloat16, on a sphere."""
-    direction = entry(name, factory=getattr(directions, name), **kwargs)
+    factory = getattr(directions, name)
+    direction = factory(**accepted(factory, offered(name, **kwargs)))
     small = optlab.small_state(direction, "bfloat16")
     return optlab.by_role(
         optlab.hyperball(small, RATE, roles=ROLES), optax.adam(RATE), ROLES
@@ -127,8 +127,7 @@ def test_eight_devices_agree_and_a_restart_is_the_same_to_the_bit(name, tmp_path
     expected, _, _ = jax.jit(lambda p: train(name, around(name), p))(params)
     mesh = sharding.make_mesh({"data": 8})
     spread = {"distribute": sharding.over_mesh(mesh, "data")}
-    accepted = inspect.signature(get(name).factory).parameters
-    tx = around(name, **spread) if "distribute" in accepted else around(name)
+    tx = around(name, **spread)
     specs = sharding.param_specs(params, sharding.fsdp_rules(mesh))
     placed = jax.device_put(params, sharding.to_shardings(mesh, specs))
     state = sharding.init_state(tx, placed)

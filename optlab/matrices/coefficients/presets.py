@@ -17,7 +17,7 @@ Three ways to get the triples of `K` steps, `p_K = p^(K) o ... o p^(1)`:
 * numbers of your own.
 
 ROOT's authors published four fitted triples and not how they found them; this recipe
-comes near theirs at 2048 x 16384. The bound is a constraint and no clip, since clipped
+comes near those at 2048 x 16384. The bound is a constraint and no clip, since clipped
 iterates are minimised by saturation. It holds even if the values grow by 2% between
 the steps. Two constraints are ours, for the top of a low-rank spectrum, which lies
 where neither of the two spectra has a value: `p_K >= 0.5` on [0.1, 1.05], and

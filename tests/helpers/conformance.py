@@ -1,11 +1,11 @@
 """What every optimizer of the registry is held to, and the tree it is held over.
 
-`python -m tests.conformance` writes the state layouts that `test_conformance.py` pins
-(`tests/golden/state_layouts.json`); a changed line there is a changed file format.
+`python -m tests.helpers.conformance` writes the state layouts that
+`test_conformance.py` pins (`tests/golden/state_layouts.json`); a changed line there is
+a changed file format.
 """
 
 import functools
-import inspect
 import json
 import pathlib
 
@@ -17,10 +17,10 @@ import optlab
 from optlab.registry import get, names
 from optlab.roles import leaf_name
 
-LAYOUTS = pathlib.Path(__file__).parent / "golden" / "state_layouts.json"
+LAYOUTS = pathlib.Path(__file__).parents[1] / "golden" / "state_layouts.json"
 ROLES = optlab.default_roles(stacked=("^layers/",))
 
-# Every kind of leaf, each matrix of a shape of its own but for the last pair.
+# Every kind of leaf, each matrix of another shape but for the last pair.
 SHAPES = {
     "attention": {"out": {"kernel": (2, 3, 6)}, "query": {"kernel": (6, 2, 3)}},
     "conv": {"kernel": (3, 3, 2, 4)},
@@ -88,10 +88,8 @@ def zoo(dtype=jnp.float32, seed: int = 0, scale: float = 1.0):
 def make(name: str, learning_rate=1e-2, **kwargs):
     """The optimizer or variant of that name with the zoo's roles."""
     name, own = VARIANTS.get(name, (name, {}))
-    factory = get(name).factory
-    if "roles" in inspect.signature(factory).parameters:
-        kwargs.setdefault("roles", ROLES)
-    return factory(learning_rate, **{**SMALLER.get(name, {}), **own, **kwargs})
+    offered = {"roles": ROLES, **SMALLER.get(name, {}), **own, **kwargs}
+    return get(name).build(learning_rate, **offered)
 
 
 def extras(name: str, grads) -> dict:

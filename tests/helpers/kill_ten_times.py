@@ -1,6 +1,6 @@
 """Kills a run again and again, and compares it with one that was left in peace.
 
-    python -m tests.experiments.kill_ten_times [--kills=10] [--seed=0] [names of CASES]
+    python -m tests.helpers.kill_ten_times [--kills=10] [--seed=0] [names of CASES]
 
 Every third kill comes at a random moment of the start, while the run imports, restores
 or compiles; the others at a random step and a random moment within it. In the end the

@@ -1,7 +1,5 @@
 """Sharded steps of every registry entry over one small tree, for several tests."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ import optax
 import optlab
 from optlab import sharding
 from optlab.registry import get, names
-from tests.conformance import SMALLER, extras
+from tests.helpers.conformance import SMALLER, extras
 
 # Stacks that eight devices divide, and a stack and columns that they do not.
 SHAPES = {
@@ -25,9 +23,7 @@ ROLES = optlab.default_roles(stacked=("^layers/", "^odd/"))
 IN_FLOAT32 = {"soap": {"eps": 1e-3}, "soap_h": {"eps": 1e-3}}
 SEEDS = (1, 2, 3)  # of the gradients of each step
 
-_SPREAD = [
-    n for n in names() if "distribute" in inspect.signature(get(n).factory).parameters
-]
+_SPREAD = [n for n in names() if get(n).takes("distribute")]
 # Those with matrix work to spread; of the hyperball steps one, with a short direction.
 APART = [n for n in _SPREAD if not n.endswith("_h") or n == "adam_h"]
 # The others are short, and share their programs.
@@ -57,10 +53,8 @@ def arrays(shapes, dtype=jnp.float32, seed=0):
 
 def make(name, learning_rate=1e-2, roles=ROLES, **kwargs):
     """The entry, with those arguments that it has."""
-    factory = get(name).factory
     offered = {**SMALLER.get(name, {}), "roles": roles, **kwargs}
-    accepted = inspect.signature(factory).parameters
-    return factory(learning_rate, **{k: v for k, v in offered.items() if k in accepted})
+    return get(name).build(learning_rate, **offered)
 
 
 def stepper(name, tx):

@@ -1,6 +1,6 @@
 """Pictures of a report's page as Chromium shows it: light, dark and narrow.
 
-    python -m experiments.reporting.screenshots runs/s/report/index.html
+    python -m experiments.screenshots runs/s/report/index.html
 
 They are written beside the page, or to `--output`.
 """
@@ -13,7 +13,7 @@ import tempfile
 from absl import flags
 
 from experiments import command
-from experiments.config import UserError
+from experiments.errors import UserError
 
 _FLAGS = flags.FlagValues()
 _OUTPUT = command.define_path("output", "folder to write", _FLAGS)

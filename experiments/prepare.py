@@ -1,7 +1,7 @@
 """Tokenises text into a folder of token shards for `task.data=shards`.
 
-    python -m experiments.data.prepare --output=data/books --files='books/*.txt'
-    python -m experiments.data.prepare --output=data/c4 --dataset=allenai/c4 \\
+    python -m experiments.prepare --output=data/books --files='books/*.txt'
+    python -m experiments.prepare --output=data/c4 --dataset=allenai/c4 \\
         --subset=en --validation_split=validation --limit=2000000 --tokenizer=t5.json
 
 Without `--tokenizer` byte-level BPE is trained on the text first. The folder appears
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from absl import flags
 
 from experiments import command
-from experiments.config import UserError
 from experiments.data import shards, stream, tokenizer
 from experiments.data.shards import Piece
+from experiments.errors import UserError
 
 _FLAGS = flags.FlagValues()
 _OUTPUT = command.define_path("output", "the folder to make", _FLAGS)

@@ -1,6 +1,6 @@
 """One of two processes that take sharded steps together over gloo.
 
-    python -m tests.two_processes ADDRESS RANK FILE NAME,NAME...
+    python -m tests.helpers.two_processes ADDRESS RANK FILE NAME,NAME...
 
 Names with commas between them share a program. The first process writes the
 parameters after the steps to FILE, one array a leaf.
@@ -13,7 +13,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from optlab import sharding
-from tests.sharded import FEW, SEEDS, arrays, follow, fresh, make, pinned_together
+from tests.helpers.sharded import (
+    FEW,
+    SEEDS,
+    arrays,
+    follow,
+    fresh,
+    make,
+    pinned_together,
+)
 
 
 def main(address, rank, file, groups):
