@@ -7,6 +7,7 @@ from experiments.data import SOURCES
 from experiments.models import MODELS
 from experiments.schedules import SCHEDULES
 from experiments.tasks import TASKS
+from experiments.wrappers import WRAPPERS
 
 
 class Field(NamedTuple):
@@ -93,6 +94,11 @@ FIELDS = {
         positive=True,
     ),
     "optimizer.weight_decay": Field(0.1, "decoupled; vectors never decay", low=0),
+    "optimizer.wrappers": Field(
+        "",
+        "around the optimizer, from the inside out, such as cautious, "
+        f"skip_spikes(watch=loss): {', '.join(WRAPPERS)}; docs/wrappers.md has them",
+    ),
     "schedule.name": Field("cosine", "shape of the rates", SCHEDULES.keys()),
     "schedule.warmup_fraction": Field(
         0.0, "share of the steps in which rates rise linearly", low=0, high=0.99
