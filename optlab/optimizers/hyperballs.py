@@ -4,9 +4,9 @@ Each is :func:`optlab.hyperball` around a direction, with AdamW on the other lea
 
     W' = W - lr R u / max(|u|_F, 1e-10) ;  W <- W' R / |W'|_F          R = |W_0|_F
 
-MuonH and AdamH were held against marin-community/marin, muonh.py at commit 05422e2 and
+Held against marin-community/marin, MuonH of muonh.py at commit 05422e2 and AdamH of
 adamh.py at 0084342; SOAP-H with KL factors against KellerJordan/modded-nanogpt, track
-3, at f411b3d. Deviations:
+3, at f411b3d. COSMOS-H is ours. Deviations:
 
 * `R` is the initial norm; marin takes that of the current matrix, which differs by
   rounding, and drifts in bfloat16.
@@ -17,6 +17,10 @@ adamh.py at 0084342; SOAP-H with KL factors against KellerJordan/modded-nanogpt,
 
 None of them decays a matrix: its norm is constant. `adam_weight_decay` is that of the
 other leaves.
+
+References:
+  `MuonH and AdamH <https://github.com/marin-community/marin>`_,
+  marin-community/marin, 2026.
 """
 
 from functools import partial
@@ -105,6 +109,13 @@ def adam_h(
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on a sphere, AdamW on embeddings, heads and vectors.
 
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.adam_h(2e-2, adam_learning_rate=6e-4)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
       b1: decay of the momentum, in [0, 1).
@@ -144,6 +155,13 @@ def cosmos_h(
     **options: Unpack[MatrixOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """COSMOS on a sphere, AdamW on embeddings, heads and vectors.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.cosmos_h(2e-2, rank=2, adam_learning_rate=6e-4)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
 
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
@@ -187,6 +205,13 @@ def soap_h(
     """SOAP on a sphere, AdamW on embeddings, heads and vectors.
 
     The first call changes no parameter, as SOAP's.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optlab
+      >>> params = {"w": jnp.ones((6, 4)), "bias": jnp.zeros(4)}
+      >>> tx = optlab.soap_h(2e-2, adam_learning_rate=6e-4)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
 
     Args:
       learning_rate: the relative step of the hidden matrices, a number or a schedule.
