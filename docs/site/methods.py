@@ -2,6 +2,7 @@
 
 import inspect
 
+import optlab
 from docs.site import docstrings, numbers
 from docs.site.words import METHODS
 from optlab import registry
@@ -41,6 +42,9 @@ def example(name: str) -> str:
 def page(name: str) -> str:
     """A method's page, as Markdown."""
     words = METHODS[name]
+    # What steps on a sphere has no direction by its name.
+    names = [x for x in (name, f"scale_by_{name}") if hasattr(optlab, x)]
+    functions = "\n\n".join(f"::: optlab.{x}" for x in names)
     parts = docstrings.of_method(registry.get(name).factory.__module__)
     return f"""# {words.title}
 
@@ -94,7 +98,5 @@ What these numbers cover, and what not, is on [Which optimizer](../which.md).
 
 ## Arguments
 
-::: optlab.{name}
-
-::: optlab.scale_by_{name}
+{functions}
 """
