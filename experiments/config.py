@@ -17,7 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from experiments import choices, schedules
+from experiments import choices, schedules, wrappers
 from experiments.arguments import literal
 from experiments.errors import UserError, nearest, one_line
 from experiments.fields import FIELDS
@@ -325,6 +325,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"--config.{path}: given {value}, allowed what float32 holds"
             )
+    wrappers.parse(config.optimizer.wrappers)
     _check_size(config)
     if config.train.batch_size % config.train.accumulate:
         raise UserError(

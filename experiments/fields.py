@@ -7,6 +7,7 @@ from experiments.data import SOURCES
 from experiments.models import MODELS
 from experiments.schedules import SCHEDULES
 from experiments.tasks import TASKS
+from experiments.wrappers import WRAPPERS
 
 
 class Field(NamedTuple):
@@ -104,6 +105,11 @@ FIELDS = {
     ),
     "optimizer.gradient_mu": Field(
         1e-3, "distance at which zeroth takes the loss on both sides", positive=True
+    ),
+    "optimizer.wrappers": Field(
+        "",
+        "around the optimizer, from the inside out, such as cautious, "
+        f"skip_spikes(watch=loss): {', '.join(WRAPPERS)}; docs/wrappers.md has them",
     ),
     "schedule.name": Field("cosine", "shape of the rates", SCHEDULES.keys()),
     "schedule.warmup_fraction": Field(

@@ -4,10 +4,11 @@ import re
 
 from mkdocs.structure.files import File, Files
 
-from docs.site import methods, notebooks, numbers
+from docs.site import combinations, methods, notebooks, numbers
 from docs.site.docstrings import ROOT
 
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+_TABLES = numbers.TABLES | combinations.TABLES
 _SHOWN = {".md", ".png", ".html", ".csv", ".jsonl"}
 
 
@@ -32,7 +33,7 @@ def on_files(files: Files, config: object) -> Files:
 
 def on_page_markdown(markdown: str, page: object, config: object, files: Files) -> str:
     """Fills in tables; what lies outside of `docs/` has its place in the site too."""
-    for name, make in numbers.TABLES.items():
+    for name, make in _TABLES.items():
         markdown = markdown.replace(f"<!-- table: {name} -->", make())
     if page.file.src_uri.count("/") == 0:
         markdown = re.sub(r"\]\(\.\./(results|notebooks)/", r"](\1/", markdown)

@@ -45,11 +45,15 @@ def gradients() -> np.ndarray:
 
 
 def last_update(name: str, grads: np.ndarray) -> np.ndarray:
-    """What a method takes off the weights at the last step, at rate one."""
+    """What a method takes off the weights at the last step."""
     entry = registry.get(name)
     small = {"cosmos": {"rank": 4}, "scion": {"constrained": False}}
-    tx = entry.factory(1.0, **small.get(name, {}))
-    params = {"kernel": jnp.zeros(SHAPE)}
+    small["cosmos_h"] = small["cosmos"]
+    # On a sphere a step has its size from the weights, and is straight if it is small.
+    sphere = name.endswith("_h")
+    tx = entry.factory(1e-3 if sphere else 1.0, **small.get(name, {}))
+    weights = np.random.default_rng(1).normal(size=SHAPE)
+    params = {"kernel": jnp.asarray(weights if sphere else np.zeros(SHAPE), "float32")}
     # A curvature that grows with the input, as that of a linear layer does.
     curvature = jnp.ones(SHAPE) * jnp.linspace(0.5, 2.0, SHAPE[0])[:, None]
     needs = {"hessian_diag": {"kernel": curvature}} if entry.needs else {}

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 import optlab
+from experiments import wrappers
 from optlab.compose import decay_mask
 from optlab.matrices.buckets import Distribute
 from optlab.signatures import accepted
@@ -20,7 +21,7 @@ def make_optimizer(
     roles: Callable[[tuple, Any], Any],
     distribute: Distribute | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, dict[str, float]]:
-    """Builds the registry's optimizer with its rates injected.
+    """Builds the registry's optimizer, in its wrappers, with its rates injected.
 
     The transformation itself knows no rate: the training step writes `peak * schedule`
     into its state, so that runs which differ in their rates share a compiled program.
@@ -43,7 +44,8 @@ def make_optimizer(
         "roles": roles,
         "distribute": distribute,
     }
-    arguments = accepted(entry.factory, section.kwargs) | entry.taken(supplied)
+    taken = {name: x for name, x in supplied.items() if _is_taken(section, name)}
+    arguments = accepted(entry.factory, section.kwargs) | taken
     arguments["learning_rate"] = section.learning_rate
     peaks = {
         name: value
@@ -51,15 +53,23 @@ def make_optimizer(
         if name.endswith("learning_rate") and value is not None
     }
     fixed = {name: x for name, x in arguments.items() if name not in peaks}
+    around = wrappers.parse(section.wrappers)
 
     def made(**rates: jax.Array) -> optax.GradientTransformation:
-        return entry.factory(**fixed, **rates)
+        return wrappers.wrapped(section.name, fixed | rates, around)
 
     made.__signature__ = inspect.Signature(  # what is to be injected
         [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in peaks]
     )
     injected = optax.inject_hyperparams(made, hyperparam_dtype=jnp.float32)
     return injected(**dict.fromkeys(peaks, 1.0)), peaks
+
+
+def _is_taken(section: ml_collections.ConfigDict, name: str) -> bool:
+    """Whether the optimizer, or what a wrapper makes of it, has one of these."""
+    if optlab.registry.get(section.name).takes(name):
+        return True
+    return name == "adam_learning_rate" and wrappers.parts_matrices(section.wrappers)
 
 
 def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -73,11 +83,11 @@ def without_decay(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 def unused_fields(config: ml_collections.ConfigDict) -> list[str]:
     """The rates and decays that are set and the chosen optimizer does not have."""
-    entry = optlab.registry.get(config.optimizer.name)
+    section = config.optimizer
     return [
         f"optimizer.{name}"
         for name in ("adam_learning_rate", "weight_decay")
-        if config.optimizer[name] and not entry.takes(name)
+        if section[name] and not _is_taken(section, name)
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import optlab
-from experiments import choices, tasks
+from experiments import choices, tasks, wrappers
 from experiments import config as configs
 from experiments.errors import UserError, one_line
 from experiments.schedules import make_schedule
@@ -53,6 +53,7 @@ class Program:
         self.peaks = {name: np.float32(value) for name, value in peaks.items()}
         schedule = make_schedule(config)
         needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
+        needs += wrappers.needs(config.optimizer.wrappers)
         self.batches_per_step = batches_per_step(needs)
         section = config.optimizer
         options = {
@@ -84,8 +85,11 @@ class Program:
         self.tokens_per_step = self.batches_per_step * self.task.tokens_per_batch
 
     def _init(self, seed) -> TrainState:
-        with_ema = self.config.train.ema_decay > 0
-        return init_state(self.task, self.tx, seed, with_ema=with_ema)
+        return init_state(
+            *(self.task, self.tx, seed),
+            with_ema=self.config.train.ema_decay > 0,
+            weights=wrappers.weights_dtype(self.config.optimizer.wrappers),
+        )
 
     def trace(self) -> None:
         """Traces all that a run compiles, and compiles nothing.

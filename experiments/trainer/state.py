@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from optlab.roles import leaf_name
 
@@ -36,13 +37,18 @@ def init_state(
     seed: jax.Array,
     *,
     with_ema: bool = False,
+    weights: DTypeLike | None = None,
 ) -> TrainState:
-    """The state before the first step; pure, to be compiled with its shardings."""
+    """The state before the first step; pure, to be compiled with its shardings.
+
+    The optimizer and the average get the task's own weights, and the training those in
+    the dtype `weights`, where that is given.
+    """
     init_key, step_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=params if weights is None else optax.tree.cast(params, weights),
         opt_state=tx.init(params),
         key=step_key,
         bad_steps=jnp.zeros((), jnp.int32),

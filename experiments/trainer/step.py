@@ -11,10 +11,11 @@ import optlab
 from experiments.trainer.gradient import EXACT, Gradient
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
+from optlab.compose import to_state_dtype
 from optlab.inside.diagnostics import layer_diagnostics
 
 # The extra arguments of `update` that a step knows how to supply.
-SUPPLIES = ("hessian_diag", "other_grads")
+SUPPLIES = ("hessian_diag", "other_grads", "value")
 
 
 def batches_per_step(needs: tuple[str, ...]) -> int:
@@ -62,7 +63,8 @@ def _make_gradients(
             other_key = jax.random.fold_in(own, 2)
             other_probe = jax.random.fold_in(key, 3)
             _, extra["other_grads"] = plain(params, other_probe, batches[1], other_key)
-        return value, grads, extra
+        # Those of bfloat16 weights are added up, and squared, in float32.
+        return value, *to_state_dtype((grads, extra))
 
     return gradients
 
@@ -107,7 +109,7 @@ def make_prepare(
     Args:
       task: what is trained.
       gradient: how gradients are made.
-      needs: the registry entry's extra arguments.
+      needs: the extra arguments of the registry's entry and of the wrappers.
       hessian_interval: updates that one Hessian diagonal serves, as the optimizer has
         it.
       accumulate: microbatches in a step, worked through one after another.
@@ -173,6 +175,8 @@ def make_prepare(
             if "other_grads" in extra:  # by the same factor, to be compared
                 extra["other_grads"] = _scaled(extra["other_grads"], scale)
         finite = jnp.stack([_usable(*g) for g in _by_leaf(grads, *extra.values())])
+        if "value" in needs:  # optax's name of the loss
+            extra["value"] = loss
         return Prepared(loss, aux, grads, extra, grad_norm, grad_norm_l1, finite)
 
     return prepare

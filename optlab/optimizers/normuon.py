@@ -8,8 +8,9 @@ For a matrix `W` of shape `(d_in, d_out)` with gradient `G`::
     H = O / (sqrt(v) + eps) ;  D = H |O|_F / (|H|_F + eps)
     direction = sqrt(max(1, d_out / d_in)) D
 
-It is `optlab.normalize_neurons` behind `optlab.scale_by_muon`. Held against the
-authors' code, zichongli5/NorMuon at commit d45c9a4. Deviations:
+It is `optlab.normalize_neurons` behind `optlab.scale_by_muon`.
+
+Held against the authors' code, zichongli5/NorMuon at commit d45c9a4. Deviations:
 
 * convolutions are matrices first; in the authors' code a kernel's rows are neurons.
 * `eps` is compared with `O` after its scale by the shape, not before.

@@ -1,5 +1,7 @@
 """Every wrapper over every entry: ten steps, a schedule, a mask, a mesh, a restart."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optlab
+from docs.site.combinations import WRAPPERS, refusal, table
 from optlab import directions, sharding
+from optlab.matrices import lowbit
 from optlab.registry import adamw, get, names
 from optlab.signatures import accepted
 from tests.helpers.conformance import ON_SPHERES, SMALLER, extras
@@ -38,32 +42,35 @@ def entry(name, **kwargs):
     return get(name).build(RATE, **offered(name, **kwargs))
 
 
+def narrowed(x):
+    return x.astype(jnp.bfloat16)
+
+
 def around(name, **kwargs):
-    """One in another: a mask, skips, small moments, cautious steps and decay."""
+    """One in another: parts, skips, small moments, cautious steps and decay."""
     tx = entry(name, weight_decay=0.1, cautious_decay=True, **kwargs)
     tx = optlab.small_state(optlab.cautious(tx, roles=ROLES))
-    tx = optlab.skip_spikes(tx, window=4, factor=20.0)
-    rest = jax.tree.map(lambda x: not x, MASK)
-    return optax.chain(
-        optax.masked(tx, MASK, mask_compatible_extra_args=True),
-        optax.masked(optax.set_to_zero(), rest),
+    tx = optlab.skip_spikes(tx, window=4, factor=20.0, watch="both")
+    labels = jax.tree.map(lambda x: "trained" if x else "frozen", MASK)
+    return optax.partition(
+        {"trained": tx, "frozen": optax.set_to_zero()},
+        labels,
+        mask_compatible_extra_args=True,
     )
 
 
-def behind(name):
-    """What follows a method, under bfloat16 weights."""
-    neurons = optlab.normalize_neurons(roles=ROLES)
-    return optlab.split_weights(optax.chain(entry(name), neurons))
-
-
-def on_a_sphere(name, **kwargs):
-    """The direction of a method, with moments in bfloat16, on a sphere."""
-    factory = getattr(directions, name)
-    direction = factory(**accepted(factory, offered(name, **kwargs)))
-    small = optlab.small_state(direction, "bfloat16")
-    return optlab.by_role(
-        optlab.hyperball(small, RATE, roles=ROLES), optax.adam(RATE), ROLES
-    )
+def beneath(name):
+    """Bfloat16 weights whose moments are too, by direction, neurons and sphere."""
+    if refusal(name, "hyperball"):
+        tx = optlab.small_state(entry(name), "bfloat16")
+    else:
+        factory = getattr(directions, name)
+        direction = factory(**accepted(factory, offered(name)))
+        neurons = optlab.normalize_neurons(roles=ROLES)
+        small = optlab.small_state(optax.chain(direction, neurons), "bfloat16")
+        ball = optlab.hyperball(small, RATE, roles=ROLES)
+        tx = optlab.by_role(ball, optax.adam(RATE), ROLES)
+    return optax.masked(optlab.split_weights(tx), jax.tree.map(lambda x: True, MASK))
 
 
 def distance(params, target):
@@ -79,7 +86,9 @@ def train(name, tx, params, state=None):
         params, state = carry
         wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
         loss, grads = jax.value_and_grad(distance)(wide, target)
-        updates, state = tx.update(grads, state, params, **extras(name, grads))
+        updates, state = tx.update(
+            grads, state, params, value=loss, **extras(name, grads)
+        )
         return (optax.apply_updates(params, updates), state), loss
 
     if state is None:
@@ -88,40 +97,85 @@ def train(name, tx, params, state=None):
     return losses, params, state
 
 
+def restored(folder, tree):
+    """What a checkpoint has of it."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", tree)
+        checkpointer.wait_until_finished()
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+        )
+        return checkpointer.restore(folder / "state", abstract)
+
+
 @pytest.mark.parametrize("name", names())
-def test_ten_steps_of_every_wrapper_over_every_entry(name):
-    # Of COSMOS-H and the like COSMOS has shown the rest.
-    sphere = name not in ON_SPHERES
+def test_ten_steps_of_every_wrapper_over_every_entry(name, tmp_path):
+    """What the table of docs/wrappers.md says, twice through one compiled program."""
+    params = arrays()
+    around_it = optax.MultiSteps(around(name), 2)
+    transforms = {"around": around_it, "beneath": beneath(name)}
+    copy = jax.tree.map(jnp.array, params)
+    before = {"around": copy, "beneath": jax.tree.map(narrowed, params)}
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run(params, states):
+        return {
+            key: train(name, tx, params[key], states[key])
+            for key, tx in transforms.items()
+        }
 
     @jax.jit
-    def all_of_them(params):
-        narrow = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-        found = {"around": train(name, around(name), params)}
-        if sphere:
-            found["behind"] = train(name, behind(name), narrow)
-            found["sphere"] = train(name, on_a_sphere(name), params)
-        return found
+    def init(params):
+        return {key: tx.init(params) for key, tx in transforms.items()}
 
-    params = arrays()
-    found = all_of_them(params)
+    # On the host: each little operation on a device is a compilation.
+    found = jax.device_get(run(before, init(params)))
+    params = jax.device_get(params)
+    before = {"around": params, "beneath": jax.tree.map(narrowed, params)}
     for key, (losses, new, state) in found.items():
-        chex.assert_tree_all_finite((losses, new))
+        assert all(
+            np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(new)
+        )
         assert losses[-1] < losses[0], key
-        moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), new, params)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), new, before[key])
         assert moved["layers"]["kernel"] and moved["embed"], key
         assert moved["norm"]["scale"] == (key != "around"), key
-        if key == "around":
-            assert int(optlab.skipped_steps(state)["skipped_steps"]) == 0
-    if sphere:
-        before, after = params["layers"]["kernel"], found["sphere"][1]["layers"]
-        np.testing.assert_allclose(
-            *(jnp.sum(x**2, (1, 2)) for x in (after["kernel"], before)), rtol=1e-5
-        )
-        narrow = {leaf.dtype for leaf in jax.tree.leaves(found["behind"][1])}
-        assert narrow == {jnp.dtype(jnp.bfloat16)}
+        kernels = [x for x in jax.tree.leaves(state) if x.shape == (8, 8, 16)]
+        kept = jnp.dtype(jnp.int8 if key == "around" else jnp.bfloat16)
+        assert kept in {x.dtype for x in kernels}, key
+    _, _, state = found["around"]
+    assert int(optlab.skipped_steps(state)["skipped_steps"]) == 0
+    assert int(state.gradient_step) == STEPS // 2
+    _, weights, state = found["beneath"]
+    assert {x.dtype for x in jax.tree.leaves(weights)} == {jnp.dtype(jnp.bfloat16)}
+    # Every method does, those of the table's last column by themselves.
+    rest = state.inner_state.rest
+    full = lowbit.join(weights["layers"]["kernel"], rest["layers"]["kernel"])
+    sizes = (np.linalg.norm(x, axis=(1, 2)) for x in (full, params["layers"]["kernel"]))
+    np.testing.assert_allclose(*sizes, rtol=2e-5)
+
+    # A restart goes on to the bit.
+    states = {key: state for key, (_, _, state) in found.items()}
+    weights = {key: weights for key, (_, weights, _) in found.items()}
+    again = jax.device_get(restored(tmp_path, jax.device_put((weights, states))))
+    chex.assert_trees_all_equal(again, (weights, states))
+    chex.assert_trees_all_equal(run(*again), run(weights, states))
 
 
-@pytest.mark.parametrize("name", ["adamw", "normuon", "cosmos"])
+@pytest.mark.parametrize("name", names())
+def test_what_the_table_refuses_is_refused(name):
+    for wrapper in WRAPPERS:
+        if not refusal(name, wrapper):
+            continue
+        if wrapper == "cautious_decay":
+            with pytest.raises(TypeError, match="cautious_decay"):
+                get(name).factory(1e-2, cautious_decay=True)
+        else:
+            assert name in ON_SPHERES and not hasattr(directions, name)
+    assert f"| `{name}` |" in table()
+
+
+@pytest.mark.parametrize("name", ["normuon", "cosmos"])
 def test_eight_devices_agree_and_a_restart_is_the_same_to_the_bit(name, tmp_path):
     params = arrays()
     expected, _, _ = jax.jit(lambda p: train(name, around(name), p))(params)
@@ -147,16 +201,9 @@ def test_eight_devices_agree_and_a_restart_is_the_same_to_the_bit(name, tmp_path
     run = jax.jit(lambda p, s: train(name, tx, p, s), out_shardings=(None, *layouts))
     losses, placed, state = run(placed, state)
     np.testing.assert_allclose(losses, expected, rtol=2e-3)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", (placed, state))
-        checkpointer.wait_until_finished()
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            (placed, state),
-        )
-        restored = checkpointer.restore(tmp_path / "state", abstract)
-    chex.assert_trees_all_equal(restored, (placed, state))
-    chex.assert_trees_all_equal(run(*restored), run(placed, state))
+    again = restored(tmp_path, (placed, state))
+    chex.assert_trees_all_equal(again, (placed, state))
+    chex.assert_trees_all_equal(run(*again), run(placed, state))
 
 
 # Wrapper -> bytes of its state for a matrix of 64x48 and a vector of 48 in float32.
