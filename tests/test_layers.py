@@ -21,7 +21,7 @@ ORDER = [
 INSIDE = {
     "roles": "kinds names default trees",
     "matrices": "lowbit coefficients precision linalg kl quantiles orthogonalize "
-    "buckets factors norms",
+    "chunks buckets factors norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
     "gradients": "curvature conflict zeroth steps",
