@@ -34,7 +34,8 @@ def _(q, primals, tangents):
 
     def moved(value: jax.Array) -> jax.Array:
         """The mean movement of the entries that have this value."""
-        there = x == value
+        # Or are next to it: this program may round an entry otherwise than the search.
+        there = jnp.abs(x - value) <= 4 * jnp.finfo(x.dtype).eps * value
         count = jnp.sum(there, axis=(-2, -1), keepdims=True)
         total = jnp.sum(jnp.where(there, dx, 0.0), axis=(-2, -1), keepdims=True)
         return total / jnp.maximum(count, 1).astype(x.dtype)
@@ -46,24 +47,32 @@ def _(q, primals, tangents):
 
 
 def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
-    """The entries on either side of the quantile, and its way from one to the other."""
+    """The entries on either side of the quantile, and its way from one to the other.
+
+    Both come from loops. Outside of them XLA may make the entries a second time and
+    round them otherwise, and an entry is then found above itself.
+    """
     bits = 8 * x.dtype.itemsize
     keys = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
     position = q * (x.shape[-2] * x.shape[-1] - 1)
     rank = math.floor(position)
 
-    count = partial(_at_most, keys)
-
-    def halve(step, low):
+    def halve(step: jax.Array, low: jax.Array) -> jax.Array:
         # The sign bit is zero, so `bits - 1` of them are left to decide.
         bit = jnp.asarray(1, keys.dtype) << (bits - 2 - step).astype(keys.dtype)
-        return jnp.where(count(low + (bit - 1)) <= rank, low + bit, low)
+        return jnp.where(_at_most(keys, low + (bit - 1)) <= rank, low + bit, low)
 
     low = lax.fori_loop(0, bits - 1, halve, jnp.zeros_like(keys[..., :1, :1]))
-    lower = lax.bitcast_convert_type(low, x.dtype)
-    above = jnp.where(keys > low, x, jnp.inf)
-    following = jnp.min(above, axis=(-2, -1), keepdims=True)
-    upper = jnp.where(count(low) > rank + 1, lower, following)
+    most = jnp.full_like(low, jnp.iinfo(keys.dtype).max)
+
+    def following(_: jax.Array, high: jax.Array) -> jax.Array:
+        above = jnp.where(keys > low, keys, high)
+        above = jnp.min(above, axis=(-2, -1), keepdims=True)
+        return jnp.where(_at_most(keys, low) > rank + 1, low, above)
+
+    # The second turn changes nothing. XLA would make one turn no loop.
+    high = lax.fori_loop(0, 2, following, most) if position > rank else low
+    lower, upper = (lax.bitcast_convert_type(y, x.dtype) for y in (low, high))
     return lower, upper, position - rank
 
 
