@@ -20,6 +20,7 @@ SUITES = {
     "cost": "experiments.benchmark.cost",
     "diagnostics": "experiments.benchmark.diagnostics",
     "loader": "experiments.benchmark.loader",
+    "memory": "experiments.benchmark.memory",
     "orthogonalize": "experiments.benchmark.orthogonalize",
     "precision": "experiments.benchmark.precision",
     "scaling": "experiments.benchmark.scaling",

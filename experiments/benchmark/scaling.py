@@ -60,11 +60,11 @@ def run(out: pathlib.Path) -> int:
     methods = OPTIMIZERS.value
     if methods == ["all"]:
         methods = optlab.registry.names()
-    _check("optimizers", methods, optlab.registry.names())
-    _check("devices", _DEVICES.value, [str(2**k) for k in range(10)])
+    check("optimizers", methods, optlab.registry.names())
+    check("devices", _DEVICES.value, [str(2**k) for k in range(10)])
     for model in _MODELS.value:
         name, _, layers = model.partition(":")
-        _check("models", [name], SIZES)
+        check("models", [name], SIZES)
         if layers and not (layers.isdigit() and int(layers)):
             raise UserError(f"--models: {model!r} is not SIZE:LAYERS")
     path = out / "scaling.csv"
@@ -106,7 +106,8 @@ def _order(row: dict[str, str]) -> tuple[Any, ...]:
     return (size.width, size.layers, int(row["devices"]), row["optimizer"])
 
 
-def _check(flag: str, given: list[str], allowed: Any) -> None:
+def check(flag: str, given: list[str], allowed: Any) -> None:
+    """Refuses what a flag may not hold, in one line."""
     for value in given:
         if value not in allowed:
             raise UserError(f"--{flag}: given {value!r}, allowed {', '.join(allowed)}")

@@ -4,8 +4,17 @@ import csv
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from experiments.benchmark import orthogonalize, scaling, step, timing, train
+from experiments.benchmark import (
+    memory,
+    orthogonalize,
+    scaling,
+    step,
+    timing,
+    train,
+)
+from experiments.errors import UserError
 
 
 def rows_of(path):
@@ -53,6 +62,24 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given, peer):
     # Counted, not timed: AdamW holds two moments, ROOT one on its matrices.
     assert float(rows[0]["GFLOPs"]) < float(rows[1]["GFLOPs"]) + 0.1
     assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_the_suite_of_memory(tmp_path, monkeypatch, given, peer):
+    layers = {"query": (2, 8, 8), "up": (2, 8, 24), "norm": (2, 8)}
+    shapes = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in layers.items()}
+    for module in (memory, step):
+        monkeypatch.setattr(module, "llama_shapes", lambda _: {"layers": shapes})
+    given(step.FLAGS)
+    given(memory.FLAGS, methods=f"{peer},muon", joined="2")
+    assert memory.run(tmp_path) == 0
+    rows = rows_of(tmp_path / "memory.csv")
+    names = ["optax_muon_main", peer, "muon"]
+    assert [row["optimizer"] for row in rows] == [*names, *names, "root"]
+    assert len({row["parameters"] for row in rows}) == 3
+    assert all(float(row["/ optax main"]) > 0 for row in rows)
+    given(memory.FLAGS, methods="moun")
+    with pytest.raises(UserError, match="--methods: given 'moun', allowed"):
+        memory.run(tmp_path)
 
 
 def test_the_suite_of_training_steps(tmp_path, monkeypatch, given, peer):
