@@ -24,13 +24,14 @@ test quick docs pictures: export JAX_PLATFORMS ?= cpu
 demo: .venv
 	$(PY) -m experiments.demo --workdir=runs/demo
 
-# Three workers for two cores: many tests wait for runs that they start.
+# Three workers for two cores: many tests wait for runs that they start. Those of a file
+# share what they make and compile.
 test: lint types
-	$(PY) -m pytest -n 3 --dist loadgroup
+	$(PY) -m pytest -n 3 --dist loadfile
 
 # What a new version of jax or optax breaks first, in minutes.
 quick: .venv
-	$(PY) -m pytest -n 3 --dist loadgroup -q $(QUICK) -k "layers or loop_of or pinned or compile_once \
+	$(PY) -m pytest -n 3 --dist loadfile -q $(QUICK) -k "layers or loop_of or pinned or compile_once \
 	  or through_cond or checkpoint or lowers or loss_falls"
 
 lint: .venv

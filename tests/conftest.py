@@ -32,16 +32,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def pytest_collection_modifyitems(items):
-    """What the tests of a module share is made by one worker."""
-    for item in items:
-        found = getattr(item, "_fixtureinfo", None)
-        for name, made in found.name2fixturedefs.items() if found else ():
-            if made[-1].scope == "module":
-                group = f"{item.location[0]} {name}"
-                item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def x64():
     """Runs one test in float64."""

@@ -27,16 +27,8 @@ from tests.helpers.conformance import (
     zoo,
 )
 
-
-def _each(these):
-    """One worker compiles what one optimizer needs."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in these]
-    )
-
-
-every_entry = _each(names())
-every_variant = _each([*names(), *VARIANTS])
+every_entry = pytest.mark.parametrize("name", names())
+every_variant = pytest.mark.parametrize("name", [*names(), *VARIANTS])
 
 
 def assert_finite(tree):

@@ -170,10 +170,8 @@ def test_paired_gradients_are_of_two_batches_at_one_point(small, accumulate):
     new, _ = jax.jit(step)(state, batches, peaks)
     task = TASKS["language_model"](config)
     tx, _ = optimizers.make_optimizer(config, task.roles)
-    grads, others = (
-        jax.grad(lambda p, b: task.loss(p, b, None)[0])(state.params, batch)
-        for batch in batches
-    )
+    gradient = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
+    grads, others = (gradient(state.params, batch) for batch in batches)
     scale = 0.5 / optax.tree.norm(grads)
     assert scale < 1
     grads, others = optax.tree.scale(scale, grads), optax.tree.scale(scale, others)
@@ -181,7 +179,8 @@ def test_paired_gradients_are_of_two_batches_at_one_point(small, accumulate):
     opt_state = state.opt_state._replace(
         hyperparams=state.opt_state.hyperparams | rates
     )
-    _, expected = tx.update(grads, opt_state, state.params, other_grads=others)
+    update = jax.jit(lambda *args: tx.update(*args[:3], other_grads=args[3]))
+    _, expected = update(grads, opt_state, state.params, others)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
         new.opt_state.inner_state,
