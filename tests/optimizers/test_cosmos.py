@@ -143,12 +143,12 @@ def test_directions_of_nothing_but_rounding_make_no_step(gamma):
             np.testing.assert_allclose(leaf, -0.1, rtol=1e-4)
 
 
-def test_convolutions_are_matrices_of_their_patches():
-    kernel = gaussian(3, 3, 2, 8)
+def test_convolutions_are_matrices_of_their_patches(x64):
+    kernel = gaussian(3, 3, 2, 8).astype(jnp.float64)
     (conv,) = run(optlab.cosmos(1e-2, rank=3), {"conv": kernel}, {"conv": kernel}, 1)
     flat = {"w": kernel.reshape(18, 8)}
     (dense,) = run(optlab.cosmos(1e-2, rank=3), flat, flat, 1)
-    np.testing.assert_allclose(conv["conv"].reshape(18, 8), dense["w"], rtol=1e-5)
+    np.testing.assert_allclose(conv["conv"].reshape(18, 8), dense["w"], rtol=1e-9)
 
 
 def test_without_nesterov_it_is_the_average_of_the_gradients(x64):

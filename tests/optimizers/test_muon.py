@@ -112,7 +112,8 @@ def test_the_numbers_are_optaxs_in_float64(x64):
 
 
 def test_the_numbers_are_optaxs_in_float32():
-    hold(["nesterov"], jnp.float32, 1e-6)
+    # Five products amplify what two programs round apart.
+    hold(["nesterov"], jnp.float32, 1e-5)
 
 
 def first_step(grads, **kwargs):
