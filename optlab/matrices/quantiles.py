@@ -66,9 +66,11 @@ def _neighbours(x: jax.Array, q: float) -> tuple[jax.Array, jax.Array, float]:
     most = jnp.full_like(low, jnp.iinfo(keys.dtype).max)
 
     def following(_: jax.Array, high: jax.Array) -> jax.Array:
-        above = jnp.where(keys > low, keys, high)
+        # That is `low`, and nothing which XLA would take out of the loop.
+        limit = jnp.minimum(low, high)
+        above = jnp.where(keys > limit, keys, high)
         above = jnp.min(above, axis=(-2, -1), keepdims=True)
-        return jnp.where(_at_most(keys, low) > rank + 1, low, above)
+        return jnp.where(_at_most(keys, limit) > rank + 1, low, above)
 
     # The second turn changes nothing. XLA would make one turn no loop.
     high = lax.fori_loop(0, 2, following, most) if position > rank else low
