@@ -60,7 +60,7 @@ def measured(name: str, params, roles) -> tuple[float, float, float]:
     jax.clear_caches()
     start = time.process_time()
     with warnings.catch_warnings():
-        # A gradient's buffer has no result of its own to go to.
+        # No result takes the place of a gradient.
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         donated = jax.jit(whole, donate_argnums=(0, 1, 2)).lower(*arguments).compile()
     seconds = time.process_time() - start

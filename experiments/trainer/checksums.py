@@ -29,7 +29,7 @@ def _sum_all(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """Sum of an array's words, each times an odd number of its own, modulo 2^32.
+    """Sum of an array's words, each times a different odd number, modulo 2^32.
 
     An odd factor has an inverse, so no change of a single word goes unnoticed, and
     integers are added exactly in any order.

@@ -66,7 +66,7 @@ def normalized_newton_step(
       params: the point, of float32 or wider.
       gamma: that of the last step; 1 at the start.
       *args: of the loss.
-      tries: at most so many values of gamma.
+      tries: the most values of gamma that are tried.
       eps: added to gamma.
       solver_steps: of conjugate gradients at most, one Hessian product each.
       solver_tolerance: of its residual, relative to the gradient.

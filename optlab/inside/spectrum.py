@@ -155,7 +155,7 @@ def top_eigenvalue(
 
 
 def largest_order(params: PyTree, budget_bytes: float) -> int:
-    """The largest `order` whose vectors fit into so many bytes, on all devices.
+    """The largest `order` whose vectors fit into a number of bytes, on all devices.
 
     Args:
       params: arrays or their shapes.

@@ -152,10 +152,8 @@ class _Bucket(NamedTuple):
         if self.distribute is not None or len(leaves) == 1:
             return self._stacked(leaves, None)[0], wait
         shape, dtype = (2, self.views[0].m, self.views[0].n), leaves[0][0].dtype
-        if (
-            chunks.chunk_size(shape, dtype, self.chunk_bytes or chunks.CPU_CHUNK_BYTES)
-            == 2
-        ):
+        budget = self.chunk_bytes or chunks.CPU_CHUNK_BYTES
+        if chunks.chunk_size(shape, dtype, budget) == 2:
             return self._stacked(leaves, wait)
         if self.chunk_bytes:
             return self._in_turn(leaves, wait)

@@ -49,7 +49,7 @@ def in_chunks(
 def _chunk_by_chunk(
     f: Callable[..., Any], shapes: Any, trees: int, size: int, *arrays: jax.Array
 ) -> tuple[Any, ...]:
-    """`f` on so many slices of a stack at a time; `shapes` are those of its results.
+    """`f` on `size` slices of a stack at a time; `shapes` are those of its results.
 
     The resulting matrices are written over the first stack, chunk by chunk, and the
     new factors over the old ones. Where their buffers may be taken, as in a donated
