@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is the compiler's, and what it makes runs only a few times.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0"
+    " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 )
 # XLA's fusion emitters take two thirds of that time. Newer versions abort without.
 if importlib.metadata.version("jaxlib").startswith("0.10."):

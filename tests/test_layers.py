@@ -20,8 +20,8 @@ ORDER = [
 # The same within a room whose files stand on one another.
 INSIDE = {
     "roles": "kinds names default trees",
-    "matrices": "lowbit coefficients precision linalg kl quantiles orthogonalize "
-    "chunks buckets factors norms",
+    "matrices": "exponents lowbit coefficients precision linalg kl quantiles "
+    "orthogonalize chunks buckets factors norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",
     "gradients": "curvature conflict zeroth steps",

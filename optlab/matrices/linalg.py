@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from optlab.matrices.exponents import power_below
 from optlab.matrices.precision import Kind, Passes, product
 
 # Of `nuclear_norm_estimate`: its cost is `4 m n` FLOPs times both.
@@ -51,9 +52,9 @@ def _near_one(x: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0)
     # A power of two, so that the division is exact, and neither itself nor its inverse,
     # by which compilers divide, a subnormal: devices take those for 0.
-    _, exponent = jnp.frexp(largest)
-    least = int(jnp.finfo(x.dtype).minexp)
-    scale = jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent - 1, least, -least))
+    least = 2.0 ** int(jnp.finfo(x.dtype).minexp)
+    power = jnp.minimum(jnp.maximum(power_below(largest), least), 1 / least)
+    scale = lax.select(largest == 0, jnp.ones_like(power), power)
     return x / scale, scale
 
 

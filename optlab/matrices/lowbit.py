@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from optlab.matrices.exponents import exponent_of, power_of_two
+
 
 def quantize(
     x: jax.Array,
@@ -131,14 +133,12 @@ def join(weights: jax.Array, codes: jax.Array) -> jax.Array:
 def _exponent(weights: jax.Array) -> tuple[jax.Array, float]:
     """The exponents, and half the distance to the next narrow number at 1."""
     info: Any = jnp.finfo(weights.dtype)
-    _, exponent = jnp.frexp(weights.astype(jnp.float32))
-    least = int(info.minexp)
-    return jnp.maximum(exponent - 1, least), 2.0 ** -(int(info.nmant) + 1)
+    exponent = exponent_of(weights.astype(jnp.float32))
+    return jnp.maximum(exponent, int(info.minexp)), 2.0 ** -(int(info.nmant) + 1)
 
 
 def _shift(x: jax.Array, exponent: jax.Array) -> jax.Array:
     """`x 2^exponent` in float32, by two powers that are normal numbers themselves."""
     first = exponent // 2
-    one = jnp.ones(exponent.shape, jnp.float32)
-    wide = x.astype(jnp.float32) * jnp.ldexp(one, first)
-    return wide * jnp.ldexp(one, exponent - first)
+    wide = x.astype(jnp.float32) * power_of_two(first, jnp.float32)
+    return wide * power_of_two(exponent - first, jnp.float32)
