@@ -84,6 +84,7 @@ FIELDS = {
         "float32", "of activations; weights are float32", ("float32", "bfloat16")
     ),
     "model.remat": Field(False, "recompute each layer in the backward pass"),
+    "model.unroll": Field(False, "compile each layer apart: faster steps on a CPU"),
     "optimizer.name": Field("adamw", "an entry of optlab's registry"),
     "optimizer.learning_rate": Field(
         1e-2, "peak rate (hidden matrices)", positive=True

@@ -63,8 +63,8 @@ def register(
         `nnx.Param`; or a function to an object with `init(key)` and
         `apply(params, inputs)`. Arguments with a default are offered as
         `model.kwargs`; those called `width`, `layers`, `heads`, `hidden`, `tied`,
-        `qk_norm`, `remat` or `dtype` are these fields of `model`. A subclass of
-        `experiments.models.Model` gets `config.model` first.
+        `qk_norm`, `remat`, `unroll` or `dtype` are these fields of `model`. A subclass
+        of `experiments.models.Model` gets `config.model` first.
       task: name of the task that trains it, such as "language_model" (tokens to
         logits) or "classification" (images to logits), or several.
       stacked: as in `optlab.default_roles`: patterns of paths whose first axis counts

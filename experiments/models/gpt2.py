@@ -29,7 +29,7 @@ class GPT2(Model):
     """The decoder as pure functions; the head is tied unless `tied` is set to False."""
 
     sizes = SIZES
-    options = ("tied", "qk_norm", "remat")
+    options = ("tied", "qk_norm", "remat", "unroll")
     stacked = (r"^layers/",)
 
     def __init__(
@@ -52,7 +52,12 @@ class GPT2(Model):
             functools.partial(
                 Decoder,
                 self.size,
-                Style(LayerNorm, GELU, bias=True, qk_norm=config.qk_norm),
+                Style(
+                    *(LayerNorm, GELU),
+                    bias=True,
+                    qk_norm=config.qk_norm,
+                    unroll=config.unroll,
+                ),
                 vocab_size,
                 context=context,
                 tied=config.tied is not False,

@@ -32,7 +32,7 @@ class Llama(Model):
     """The decoder as pure functions; the head is untied unless `tied` is set."""
 
     sizes = SIZES
-    options = ("tied", "qk_norm", "remat")
+    options = ("tied", "qk_norm", "remat", "unroll")
     stacked = (r"^layers/",)
 
     def __init__(
@@ -56,7 +56,12 @@ class Llama(Model):
             functools.partial(
                 Decoder,
                 self.size,
-                Style(RMSNorm, SwiGLU, rotary=True, qk_norm=config.qk_norm),
+                Style(
+                    *(RMSNorm, SwiGLU),
+                    rotary=True,
+                    qk_norm=config.qk_norm,
+                    unroll=config.unroll,
+                ),
                 vocab_size,
                 tied=bool(config.tied),
                 dtype=jnp.dtype(config.dtype),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.models.model import Classifier, add, kernel, run_stack, stack, zeros
+from experiments.models.model import Classifier, kernel, linear, run_stack, stack, zeros
 
 
 class Size(NamedTuple):
@@ -27,7 +27,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x):
         """Maps `(batch, inputs)`."""
-        return jax.nn.relu(add(x @ self.kernel[...].astype(x.dtype), self.bias))
+        return jax.nn.relu(linear(x, self.kernel, self.bias))
 
 
 class Perceptron(nnx.Module):
@@ -51,7 +51,7 @@ class Perceptron(nnx.Module):
     def __call__(self, images):
         """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
         x = self.features(images)
-        return add(x @ self.head[...].astype(self.dtype), self.head_bias)
+        return linear(x, self.head, self.head_bias)
 
 
 SIZES = {"tiny": Size(64, 2), "small": Size(256, 3)}

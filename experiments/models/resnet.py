@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.models.model import Classifier, add, kernel, run_stack, stack, zeros
+from experiments.models.model import (
+    Classifier,
+    add,
+    kernel,
+    linear,
+    run_stack,
+    stack,
+    zeros,
+)
 
 
 class Size(NamedTuple):
@@ -122,7 +130,7 @@ class Network(nnx.Module):
         for stage in (self.stage1, self.stage2, self.stage3):
             x = stage(x, self.remat)
         x = x.mean((1, 2))
-        return add(x @ self.head[...].astype(self.dtype), self.head_bias)
+        return linear(x, self.head, self.head_bias)
 
 
 # Depth is 6 n + 2: ResNet-20 has n = 3 blocks in a stage. tiny is our own.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.models.model import add, kernel, run_stack, stack, table, zeros
+from experiments.models.model import add, kernel, linear, run_stack, stack, table, zeros
 
 
 class Size(NamedTuple):
@@ -63,10 +63,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x):
         """Maps `(batch, time, width)` at each place."""
-        gate, up, down = (
-            kernel[...].astype(self.dtype) for kernel in (self.gate, self.up, self.down)
-        )
-        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        return linear(jax.nn.silu(linear(x, self.gate)) * linear(x, self.up), self.down)
 
 
 class GELU(nnx.Module):
@@ -82,8 +79,8 @@ class GELU(nnx.Module):
 
     def __call__(self, x):
         """Maps `(batch, time, width)` at each place."""
-        x = jax.nn.gelu(add(x @ self.up[...].astype(self.dtype), self.up_bias))
-        return add(x @ self.down[...].astype(self.dtype), self.down_bias)
+        x = jax.nn.gelu(linear(x, self.up, self.up_bias))
+        return linear(x, self.down, self.down_bias)
 
 
 class Style(NamedTuple):
@@ -95,6 +92,7 @@ class Style(NamedTuple):
     bias: bool = False
     causal: bool = True
     qk_norm: bool = False
+    unroll: bool = False
 
 
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -138,7 +136,7 @@ class Attention(nnx.Module):
     def _query_and_key(self, x):
         """As they are multiplied, `(batch, time, heads, head)`."""
         query, key = (
-            self._by_head(add(x @ weight[...].astype(self.dtype), bias))
+            self._by_head(linear(x, weight, bias))
             for weight, bias in (
                 (self.query, self.query_bias),
                 (self.key, self.key_bias),
@@ -165,14 +163,12 @@ class Attention(nnx.Module):
     def __call__(self, x):
         """Mixes `(batch, time, width)` over time."""
         query, key = self._query_and_key(x)
-        value = add(x @ self.value[...].astype(self.dtype), self.value_bias)
+        value = linear(x, self.value, self.value_bias)
         value = self._by_head(value)
         mixed = jax.nn.dot_product_attention(
             query, key, value, is_causal=self.style.causal
         )
-        return add(
-            mixed.reshape(x.shape) @ self.out[...].astype(self.dtype), self.out_bias
-        )
+        return linear(mixed.reshape(x.shape), self.out, self.out_bias)
 
 
 class Block(nnx.Module):
@@ -216,6 +212,7 @@ class Decoder(nnx.Module):
         self.positions = table(rngs.params(), context, size.width) if learned else None
         self.dtype = dtype
         self.remat = remat
+        self.unroll = style.unroll
 
     def residual(self, tokens):
         """What the first block is given."""
@@ -226,9 +223,11 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens):
         """Logits `(batch, time, vocabulary)` of tokens `(batch, time)`."""
-        x = self.norm(run_stack(self.layers, self.residual(tokens), self.remat))
+        x = run_stack(
+            self.layers, self.residual(tokens), self.remat, unroll=self.unroll
+        )
         head = self.embed[...].T if self.head is None else self.head[...]
-        return x @ head.astype(self.dtype)
+        return linear(self.norm(x), head)
 
 
 def check_heads(size: Size, multiple: int = 1) -> None:

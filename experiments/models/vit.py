@@ -6,8 +6,8 @@ from flax import nnx
 
 from experiments.models.model import (
     Classifier,
-    add,
     kernel,
+    linear,
     run_stack,
     stack,
     table,
@@ -43,6 +43,7 @@ class Encoder(nnx.Module):
         self.head_bias = zeros(classes)
         self.dtype = dtype
         self.remat = remat
+        self.unroll = style.unroll
 
     def residual(self, images):
         """What the first block is given."""
@@ -50,18 +51,20 @@ class Encoder(nnx.Module):
         grid = (batch, _GRID, height // _GRID, _GRID, width // _GRID, channels)
         patches = images.reshape(grid).transpose(0, 1, 3, 2, 4, 5)
         x = patches.reshape(batch, _GRID**2, -1).astype(self.dtype)
-        x = add(x @ self.embed[...].astype(self.dtype), self.embed_bias)
+        x = linear(x, self.embed, self.embed_bias)
         return x + self.positions[None].astype(self.dtype)
 
     def features(self, images):
         """The last hidden layer, `(batch, width)`."""
-        x = self.residual(images)
-        return self.norm(run_stack(self.layers, x, self.remat)).mean(1)
+        x = run_stack(
+            self.layers, self.residual(images), self.remat, unroll=self.unroll
+        )
+        return self.norm(x).mean(1)
 
     def __call__(self, images):
         """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
         x = self.features(images)
-        return add(x @ self.head[...].astype(self.dtype), self.head_bias)
+        return linear(x, self.head, self.head_bias)
 
 
 # ti and s have DeiT's widths (arXiv 2012.12877, table 1); tiny is our own.
@@ -76,7 +79,7 @@ class ViT(Classifier):
     """The encoder as pure functions."""
 
     sizes = SIZES
-    options = ("qk_norm", "remat")
+    options = ("qk_norm", "remat", "unroll")
     stacked = (r"^layers/",)
 
     def module(self, config, classes, shape):
@@ -87,5 +90,11 @@ class ViT(Classifier):
                 f"model.name: vit takes images whose sides are multiples of {_GRID}, "
                 f"not {shape[0]} by {shape[1]}"
             )
-        style = Style(LayerNorm, GELU, bias=True, causal=False, qk_norm=config.qk_norm)
+        style = Style(
+            *(LayerNorm, GELU),
+            bias=True,
+            causal=False,
+            qk_norm=config.qk_norm,
+            unroll=config.unroll,
+        )
         return functools.partial(Encoder, self.size, style, shape, classes)

@@ -129,22 +129,27 @@ def test_a_scan_of_layers_equals_a_loop(name, options):
     np.testing.assert_allclose(output, np.abs(expected).max(), rtol=2e-4)
 
 
+@pytest.mark.parametrize("option", ["remat", "unroll"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_recomputed_layer_gives_the_same_gradient(name):
+def test_layers_compiled_otherwise_give_the_same_gradient(name, option):
     tokens = np.array([[1, 5, 2, 10]])
 
     def loss(params, model):
         return jnp.sum(jnp.square(model.apply(params, tokens)))
 
-    model, again = build(name), build(name, remat=True)
+    model, again = build(name), build(name, **{option: True})
     params = jax.jit(model.init)(jax.random.key(0))
     kept = jax.jit(jax.grad(loss), static_argnums=1)(params, model)
-    recomputed = jax.jit(jax.grad(loss), static_argnums=1)(params, again)
+    otherwise = jax.jit(jax.grad(loss), static_argnums=1)(params, again)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-        *(kept, recomputed),
+        *(kept, otherwise),
     )
-    assert "remat" in str(jax.make_jaxpr(again.apply)(params, tokens))
+    traced = jax.jit(again.apply).trace(params, tokens)
+    if option == "remat":
+        assert "remat" in str(traced.jaxpr)
+    else:
+        assert "stablehlo.while" not in traced.lower().as_text()
 
 
 def test_the_vision_transformer_equals_a_loop():
