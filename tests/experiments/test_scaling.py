@@ -42,14 +42,16 @@ def hold(cost, row):
     assert even / 2.5 < cost.elements / 1e9 < even * 1.01
 
 
-@pytest.mark.parametrize("devices", [1, 8, 64])
+@pytest.mark.parametrize("turn", range(3))
 @pytest.mark.parametrize(
     "method", ["adamw", "cosmos", "muon", "root", "lanton", "soap"]
 )
-def test_the_model_is_the_compiled_program(method, devices):
+def test_the_model_is_the_compiled_program(method, turn):
+    """Each size and each number of devices, in other pairs for other methods."""
     rows = committed()
-    for model in MODELS:
-        hold(modelled(model, devices, method), rows[model, devices, method])
+    devices = [1, 8, 64][turn]
+    model = MODELS[(turn + len(method)) % len(MODELS)]
+    hold(modelled(model, devices, method), rows[model, devices, method])
 
 
 def test_the_model_of_a_step_that_is_compiled_here():

@@ -28,7 +28,7 @@ CASES = {
     "cosmos": {"optimizer__kwargs__rank": 8},
     "spam": {
         "optimizer__kwargs__density": 0.25,
-        "optimizer__kwargs__reset_interval": 20,
+        "optimizer__kwargs__reset_interval": 10,
         "optimizer__kwargs__warmup_steps": 5,
     },
     "adahessian": {"optimizer__kwargs__hessian_interval": 3},
