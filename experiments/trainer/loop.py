@@ -258,7 +258,6 @@ class _Run:
             drawn = tuple(next(batches) for _ in range(program.batches_per_step))
             return layout.put(drawn)
 
-        memory.keep_freed()
         state, position = begun or (program.first_state(), batches.get_state())
         first = int(state.step) + 1
         if first > 1:

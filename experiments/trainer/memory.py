@@ -34,10 +34,11 @@ def keep_freed() -> None:
     """Lets the process keep what a step on a CPU frees, for the next step.
 
     By default glibc gives arrays of a few MB back to the system, which hands out, page
-    by page, the same memory filled with zeros: up to half of a small model's step.
+    by page, the same memory filled with zeros: up to half of a small model's step. To
+    be called before the backend starts its threads, which then share the memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if jax.default_backend() == "cpu" and mallopt:
+    if mallopt:
         # Of malloc.h: trim threshold, most maps, most arenas. Others ignore them.
         for name, value in ((-1, 2**31 - 1), (-4, 0), (-8, 1)):
             mallopt(name, value)
