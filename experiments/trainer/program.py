@@ -17,6 +17,7 @@ from experiments.errors import UserError, one_line
 from experiments.schedules import make_schedule
 from experiments.trainer import fork, memory
 from experiments.trainer import optimizer as optimizers
+from experiments.trainer.faults import Faults
 from experiments.trainer.gradient import Gradient
 from experiments.trainer.layout import Layout
 from experiments.trainer.state import TrainState, init_state
@@ -64,8 +65,7 @@ class Program:
             "hessian_interval": kwargs.get("hessian_interval", 1),
             "accumulate": train.accumulate,
             "clip_norm": train.clip_norm,
-            "spike_every": config.faults.spike_every,
-            "spike_scale": config.faults.spike_scale,
+            "faults": Faults(**config.faults),
             "axis": self.layout.axis,
         }
         self.step = make_train_step(
