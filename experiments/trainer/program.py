@@ -33,6 +33,7 @@ class Program:
       layout: where the arrays lie.
       tx: the optimizer.
       peaks: its injected rates at their highest, by argument.
+      needs: extra arguments of the optimizer's update, with its wrappers.
       batches_per_step: how many batches a step reads.
       tokens_per_step: in all of them.
       step: the training step, a pure function.
@@ -55,6 +56,7 @@ class Program:
         schedule = make_schedule(config)
         needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
         needs += wrappers.needs(config.optimizer.wrappers)
+        self.needs = needs
         self.batches_per_step = batches_per_step(needs)
         section = config.optimizer
         options = {

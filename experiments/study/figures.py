@@ -1,0 +1,80 @@
+"""What the figures of the claims show; the axes are drawn as a report draws them."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.reporting import figures as drawn
+from experiments.reporting.looks import Pen
+from experiments.study import rules
+from experiments.study.results import Results
+
+
+def rates_and_losses(results: Results) -> Figure | None:
+    """Final loss against the rate, and the loss against the steps at the best one.
+
+    None without a run, as with all figures here.
+    """
+    return _of_methods(results, drawn.draw_rates, drawn.draw_losses)
+
+
+def losses_and_states(results: Results) -> Figure | None:
+    """Final loss against the bytes of the optimizer's state."""
+    return _of_methods(results, drawn.draw_memory, apart=False)
+
+
+def series(
+    results: Results,
+    lines: Mapping[str, Mapping[float, str]],
+    axis: str,
+    *,
+    log: bool = True,
+) -> Figure | None:
+    """Losses with their intervals along a number that the arms differ in.
+
+    Args:
+      results: of the claim.
+      lines: label -> number -> arm.
+      axis: what the number is.
+      log: whether the axis is logarithmic.
+    """
+    known = {
+        label: {x: arm for x, arm in arms.items() if results[arm].runs}
+        for label, arms in lines.items()
+    }
+    if not any(known.values()):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for i, (label, arms) in enumerate(known.items()):
+            losses = [
+                [row.capped for row in results[arm].runs.values()]
+                for arm in arms.values()
+            ]
+            pen = Pen(axes, i, None)
+            pen.line("series", list(arms), [sum(x) / len(x) for x in losses], label)
+            found = [rules.interval(x) for x in losses]
+            whole = [(x, one) for x, one in zip(arms, found, strict=True) if one]
+            places = [x for x, _ in whole]
+            low, high = [one.low for _, one in whole], [one.high for _, one in whole]
+            pen.band("series-band", places, low, high)
+        if log:
+            axes.set_xscale("log")
+        axes.set(xlabel=axis, ylabel="final validation loss (nats)")
+
+    return drawn.figure(draw)
+
+
+def _of_methods(
+    results: Results, *draws: Callable[..., None], apart: bool = True
+) -> Figure | None:
+    found = results.methods()
+    if found is None:
+        return None
+    made = [
+        drawn.Drawing("", functools.partial(draw, methods=found[0]), apart)
+        for draw in draws
+    ]
+    return drawn.draw_all(made, found[0])
