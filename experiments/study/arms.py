@@ -44,7 +44,9 @@ TASKS = {
     "small": Task("configs/stdlib_lm.py", _SMALL),
     # 0.86 M parameters, 16 windows.
     "medium": Task("configs/stdlib_lm.py", _LANGUAGE),
-    "vit": Task("configs/digits.py", _DIGITS | {"model.name": "vit"}),
+    "vit": Task(
+        "configs/digits.py", _DIGITS | {"model.name": "vit", "model.unroll": True}
+    ),
     "resnet": Task("configs/digits.py", _DIGITS | {"model.name": "resnet"}),
     # 1.3 M parameters; tokens of a BPE on all sources of the machine.
     "sources": Task(
@@ -99,7 +101,9 @@ class Arm(NamedTuple):
             self.config, tuple((x, fields[x]) for x in _NAMES if x in fields)
         )
         return {
-            x: value for x, value in fields.items() if x == RATE or value != plain[x]
+            x: value
+            for x, value in fields.items()
+            if x == RATE or value != plain.get(x, ...)
         }
 
     @property

@@ -67,6 +67,24 @@ def series(
     return drawn.figure(draw)
 
 
+def spreads(results: Results) -> Figure | None:
+    """How far the hidden layers' rates lie apart, against the steps, with seed 0."""
+    curves = {
+        name: tried.runs[0].layer_spread
+        for name, tried in results.items()
+        if 0 in tried.runs
+    }
+    if not any(curves.values()):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for i, (name, curve) in enumerate(curves.items()):
+            Pen(axes, i, None).line("spread", list(curve), list(curve.values()), name)
+        axes.set(xlabel="steps", ylabel="1 - smallest / largest rate of a layer")
+
+    return drawn.figure(draw)
+
+
 def _of_methods(
     results: Results, *draws: Callable[..., None], apart: bool = True
 ) -> Figure | None:

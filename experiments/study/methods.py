@@ -41,34 +41,60 @@ METHODS: dict[str, tuple[float, tuple[Axis, ...]]] = {
     "cosmos_h": (2e-3, (_others(4e-3),)),
     "normuon": (1e-2, (_others(4e-3), _DECAY)),
 }
+# The papers' rank is 5% of the width; at less than 8 the basis is hardly one. Resets at
+# the papers' intervals would never come in the 400 steps of a run.
+_FIXED: dict[str, dict[str, Any]] = {
+    "cosmos": {"optimizer.kwargs.rank": 8},
+    "cosmos_h": {"optimizer.kwargs.rank": 8},
+    "lanton_cosmos": {"optimizer.kwargs.rank": 8},
+    "despiked_cosmos": {"optimizer.kwargs.rank": 8},
+    "spam": {
+        "optimizer.kwargs.reset_interval": 100,
+        "optimizer.kwargs.warmup_steps": 30,
+    },
+    "stable_spam": {"optimizer.kwargs.reset_interval": 200},
+}
+# Those of configs/combinations.py, each tuned as the method that it is made of.
+COMBINED = {
+    "lanton_cosmos": "cosmos",
+    "lanton_root": "root",
+    "despiked_muon": "muon",
+    "despiked_cosmos": "cosmos",
+}
 
 
 def arm(
     name: str,
     overrides: Mapping[str, Any] | None = None,
     *,
-    task: str = "small",
+    task: str = "",
     rate: float | None = None,
     start: int = 4,
     deep: bool = False,
     seeds: int = 3,
-    everywhere: bool = False,
 ) -> Arm:
     """A method as an arm.
 
     Args:
       name: of the method, which is the registry's.
       overrides: what else the arm sets.
-      task: of `arms.TASKS`.
+      task: of `arms.TASKS`; the small language model if not given.
       rate: about which it is tuned, if not the method's own.
       start: how many rates there are at first.
       deep: tune what else the method has too; if not, it stays at its centre.
       seeds: how many the best trial gets.
-      everywhere: whether all trials get all seeds.
     """
-    center, axes = METHODS[name]
-    given = {"optimizer.name": name, **(overrides or {})}
+    center, axes = METHODS[COMBINED.get(name, name)]
+    given = {"optimizer.name": name, **_FIXED.get(name, {}), **(overrides or {})}
+    task = task or ("combined" if name in COMBINED else "small")
     tuned = tuple(axis for axis in axes if axis.field not in given) if deep else ()
     fixed = {axis.field: axis.center for axis in axes if axis not in tuned}
-    rates = Axis(RATE, rate or center, start=start, most=start + 3)
-    return Arm(task, {**fixed, **given}, Search((rates, *tuned), seeds, everywhere))
+    rates = Axis(RATE, rate or center, start=start, most=start + 3 if start > 1 else 1)
+    return Arm(task, {**fixed, **given}, Search((rates, *tuned), seeds))
+
+
+def grid(name: str, overrides: Mapping[str, Any], rate: float) -> Arm:
+    """A method at five rates a factor of 4 apart, each with all seeds."""
+    plain = arm(name, overrides)
+    axis = Axis(RATE, rate, factor=4.0, start=5, most=5)
+    return plain._replace(search=Search((axis,), 3, everywhere=True))

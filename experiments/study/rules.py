@@ -186,14 +186,39 @@ def smaller(
     return Verdict(HOLDS if ratio >= times else FAILS, sentence, f"{ratio:.2f}")
 
 
+def within(
+    found: Interval | None, low: float, high: float, what: str, form: str
+) -> Verdict:
+    """Whether a number lies between two limits; the arguments are those of `judged`."""
+    if found is None:
+        return Verdict(NOT_RUN, what.format("-"))
+    word = OPEN
+    if low <= found.low and found.high <= high:
+        word = HOLDS
+    elif found.high < low or found.low > high:
+        word = FAILS
+    text = found.text(form)
+    return Verdict(word, what.format(text), text)
+
+
+def best_of(*verdicts: Verdict) -> Verdict:
+    """A claim that may be read in several ways: it holds if one of them does."""
+    words = [verdict.word for verdict in verdicts]
+    word = next(w for w in (NOT_RUN, HOLDS, OPEN, FAILS) if w in words)
+    return _joined(word, verdicts)
+
+
 def all_of(*verdicts: Verdict) -> Verdict:
     """A claim of several parts: it holds if all do, and fails if one does."""
     words = [verdict.word for verdict in verdicts]
     word = next((w for w in (NOT_RUN, FAILS, OPEN) if w in words), HOLDS)
+    return _joined(word, verdicts)
+
+
+def _joined(word: str, verdicts: Sequence[Verdict]) -> Verdict:
     parts = [f"{x.sentence} ({x.word})" for x in verdicts]
-    return Verdict(
-        word, "; ".join(parts), "; ".join(x.interval for x in verdicts if x.interval)
-    )
+    intervals = [x.interval for x in verdicts if x.interval]
+    return Verdict(word, "; ".join(parts), "; ".join(intervals))
 
 
 def share_of(verdicts: Mapping[str, Verdict], least: float = 1.0) -> Verdict:

@@ -18,7 +18,42 @@ from experiments.study.arms import Arm
 from experiments.study.results import Results
 from experiments.study.rules import Verdict
 
-NAMES: tuple[str, ...] = ()
+NAMES = (
+    "methods",
+    "cosmos",
+    "cosmos_memory",
+    "root",
+    "root_outliers",
+    "spam",
+    "spam_spikes",
+    "lanton",
+    "soap_interval",
+    "soap_kl",
+    "uba_adamw",
+    "cosmos_rank",
+    "cosmos_gamma",
+    "lion_batches",
+    "adahessian",
+    "adahessian_interval",
+    "lanton_spread",
+    "lanton_batches",
+    "cosmos_h",
+    "despiked",
+    "cautious_cosmos",
+    "lanton_over",
+    "images",
+    "larger_model",
+    "scion_radii",
+    "spam_density",
+    "lanton_noise",
+    "bfloat16",
+    "uba_cosmos",
+    "uba_muon",
+    "uba_sgd",
+    "uba_everywhere",
+    "width_sensitivity",
+    "larger_data",
+)
 
 
 class Claim(NamedTuple):
