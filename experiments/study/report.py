@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-
 from experiments.reporting import figures as drawn
 from experiments.reporting.files import markdown, split, write_csv
 from experiments.study import advice, rules, table
@@ -22,8 +20,8 @@ from experiments.study.table import Row
 FOLDER = "results/study"
 _HEAD = """# The study: which claims hold here
 
-Made by `python -m experiments.study --report` of [runs.csv](runs.csv), {count} runs;
-nothing on this page is typed by hand. [What to use when](../../docs/study.md) draws on
+Made by `python -m experiments.study --report` of `results/study/runs.csv`, {count}
+runs; nothing on this page is typed by hand. `docs/study.md`, what to use when, draws on
 the same runs.
 
 All arms of a claim have the same budget of trials: rates a factor of 2 apart, until the
@@ -36,13 +34,20 @@ was there before its runs.
 """
 
 
-def write(claims: Sequence[Claim], rows: Sequence[Row], root: pathlib.Path) -> None:
+def write(
+    claims: Sequence[Claim],
+    rows: Sequence[Row],
+    root: pathlib.Path,
+    *,
+    draw: bool = True,
+) -> None:
     """Writes everything.
 
     Args:
       claims: all of them.
       rows: of the table.
       root: of the repository.
+      draw: the figures too, most of the time that it takes; the pages name them anyway.
     """
     folder = root / FOLDER
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -52,8 +57,9 @@ def write(claims: Sequence[Claim], rows: Sequence[Row], root: pathlib.Path) -> N
     parts = [_HEAD.format(count=len(rows)), _overview(claims, verdicts)]
     for claim in claims:
         results = found[claim.name]
-        figure = _figure(claim, results, folder / "figures")
-        parts.append(_section(claim, results, verdicts[claim.name], drawn=figure))
+        if draw:
+            _draw(claim, results, folder / "figures")
+        parts.append(_section(claim, results, verdicts[claim.name]))
     parts.append(_provenance(rows))
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
     lines = [
@@ -96,7 +102,7 @@ def _cells(texts: Sequence[str]) -> list[str]:
     return line.removeprefix("| ").removesuffix(" |").split(" | ")
 
 
-def _section(claim: Claim, results: Results, verdict: Verdict, *, drawn: bool) -> str:
+def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
     title = claim.name.replace("_", " ")
     text = (
         f"## {title}\n\n"
@@ -112,7 +118,6 @@ def _section(claim: Claim, results: Results, verdict: Verdict, *, drawn: bool) -
             for name, row in rows.items()
         ]
         text += markdown(*split(shown)) + "\n"
-    if drawn:
         text += f"![{title}](figures/{claim.name}.png)\n"
     return text
 
@@ -166,16 +171,13 @@ def _shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _figure(claim: Claim, results: Results, folder: pathlib.Path) -> bool:
-    """Draws the claim's figure; whether there is something to see."""
+def _draw(claim: Claim, results: Results, folder: pathlib.Path) -> None:
+    """Draws the claim's figure, where there is something to see."""
+    path = folder / f"{claim.name}.png"
+    path.unlink(missing_ok=True)
     made = claim.figure(results)
-    if made is None:
-        return False
-    with mpl.rc_context({"svg.hashsalt": claim.name}):
-        drawn.save(
-            made, folder / f"{claim.name}.png", dpi=100, metadata={"Software": None}
-        )
-    return True
+    if made is not None:
+        drawn.save(made, path, dpi=100, metadata={"Software": None})
 
 
 def _provenance(rows: Sequence[Row]) -> str:
