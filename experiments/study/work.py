@@ -75,11 +75,15 @@ class Study:
           say: takes a line.
         """
         end = time.monotonic() + 60 * minutes if minutes else None
+        before: list[Wanted] = []
         while end is None or time.monotonic() < end:
             least = _ROUND * self._workers
             wanted = plan.wanted(self.claims, self.known, least, self.failed)
             if not wanted:
                 break
+            if wanted == before:
+                raise UserError(f"--runs: {self._path} took no line of {wanted[0].key}")
+            before = wanted
             status = self._round(wanted, end)
             say(self.summary())
             if status not in (0, 1):
