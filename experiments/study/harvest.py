@@ -92,6 +92,7 @@ def row(
         seconds=result.get("seconds"),
         step_seconds=statistics.median(times) if times else None,
         start_seconds=result.get("start_seconds"),
+        total_seconds=result.get("total_seconds"),
         state_bytes=result.get("optimizer_state_bytes"),
         peak_memory_bytes=result.get("peak_memory_bytes"),
         flops=of.flops,

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.study import search
-from experiments.study.arms import TASKS, Arm
+from experiments.study.arms import Arm
 from experiments.study.claims import Claim
 from experiments.study.results import Results, Tried
 from experiments.study.search import Values
@@ -15,8 +15,8 @@ from experiments.study.table import Row
 
 # Seconds of a run of each task on one core of a slow machine, before there are any.
 _SECONDS = {
-    "small": 35.0,
-    "combined": 45.0,
+    "small": 45.0,
+    "combined": 60.0,
     "medium": 150.0,
     "vit": 15.0,
     "resnet": 30.0,
@@ -135,20 +135,18 @@ def _left(tried: Tried) -> set[str]:
 
 def _seconds(tried: Tried, known: Mapping[str, Row]) -> float:
     """Of a run: the mean of the arm's own, else of its task's, else a guess."""
-    own = [_taken(row) for row in tried.rows.values()]
-    own = own or [
-        _taken(row)
+    axes = tried.arm.search.axes
+    shape = _shape(tried.point(tuple(axis.center for axis in axes)))
+    rows = list(tried.rows.values()) or [
+        row
         for row in known.values()
-        if all(
-            row.overrides.get(field) == value
-            for field, value in TASKS[tried.arm.task].overrides.items()
-        )
+        if row.config == tried.arm.config and _shape(row.overrides) == shape
     ]
-    times = [x for x in own if math.isfinite(x)]
+    times = [row.total_seconds for row in rows if row.total_seconds]
     return statistics.fmean(times) if times else _SECONDS[tried.arm.task]
 
 
-def _taken(row: Row) -> float:
-    if row.seconds is None:
-        return math.nan
-    return row.seconds + (row.start_seconds or 0.0)
+def _shape(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that decide how long a step of any method takes, and how many."""
+    sections = "task.", "model.", "train."
+    return {x: value for x, value in fields.items() if x.startswith(sections)}

@@ -33,6 +33,7 @@ class Row(NamedTuple):
       seconds: of training.
       step_seconds: the median.
       start_seconds: to the first step, most of it compiling.
+      total_seconds: of the whole run.
       state_bytes: of the optimizer.
       peak_memory_bytes: of the step as it was planned.
       flops: of a step, on average.
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     seconds: float | None
     step_seconds: float | None
     start_seconds: float | None
+    total_seconds: float | None
     state_bytes: int | None
     peak_memory_bytes: int | None
     flops: int | None

@@ -189,6 +189,11 @@ def test_what_is_wanted_comes_from_the_table_alone():
     sizes = {size.claim: size for size in plan.sizes(chosen, {})}
     assert (sizes["first"].left, sizes["second"].left) == (10, 0)
     known = table.by_key(rows_of(both.trials, bowl(8e-3)))
+    first = dict(list(known.items())[:1])  # of 30 seconds, as it is of the same shape
+    left = plan.sizes(chosen, first)[0]
+    assert left.hours == pytest.approx(left.left * 30 / 3600)
+    longer = claim("long", {"adamw": arm(**{"train.steps": 800})})
+    assert plan.sizes([longer], first)[0].hours > left.hours / left.left * 5
     assert plan.wanted(chosen, known, 100) == []
     assert all(size.left == 0 for size in plan.sizes(chosen, known))
     # Without one line exactly that run is wanted again, or named as failed.

@@ -27,6 +27,7 @@ def row(fields, seed, loss=2.0, curve=None, config="configs/stdlib_lm.py", **own
         seconds=20.0,
         step_seconds=0.05,
         start_seconds=5.0,
+        total_seconds=30.0,
         state_bytes=1000 + len(str(fields)),
         peak_memory_bytes=5000,
         flops=10**9 + len(str(fields)),
