@@ -50,7 +50,11 @@ def write(
       root: of the repository.
     """
     methods = methods_table(found)
-    text = _PAGE + methods + _NOTE + "\n## The claims\n\n"
+    text = _PAGE + methods + _NOTE
+    if _has_methods(found):
+        picture = f"results/study/figures/{METHODS}.png"
+        text += f"\n![Final loss against rate and steps](../{picture})\n"
+    text += "\n## The claims\n\n"
     counts = [v.word for v in verdicts.values()]
     words = (rules.HOLDS, rules.FAILS, rules.OPEN, rules.NOT_RUN)
     text += ", ".join(f"{counts.count(word)} {word}" for word in words) + ":\n\n"

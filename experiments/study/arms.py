@@ -115,10 +115,12 @@ class Arm(NamedTuple):
 @functools.cache
 def _plain(config: str, names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """The fields of a config that chooses these names; the names are the file's own."""
-    own = configs.flatten(configs.load(config)[0])
     # What a refined schedule reads is needed to build it, and is no default.
     words = [f"--config.{x}={value}" for x, value in names if value != "refined"]
     found = configs.flatten(configs.load(config, words)[0])
+    if not words:
+        return found
+    own = _plain(config, ())
     return found | {x: own[x] for x in _NAMES}
 
 
