@@ -15,6 +15,7 @@ from experiments.study.rules import Verdict
 # The claim that has every method, tuned alike.
 METHODS = "methods"
 BASE = "adamw"
+_HERE = "this table"
 _PAGE = """# What to use when
 
 Made by `python -m experiments.study --report` of the runs in
@@ -53,7 +54,7 @@ def write(
     text = _PAGE + methods + _NOTE
     if _has_methods(found):
         picture = f"results/study/figures/{METHODS}.png"
-        text += f"\n![Final loss against rate and steps](../{picture})\n"
+        text += f"\n![Final loss against the rate](../{picture})\n"
     text += "\n## The claims\n\n"
     counts = [v.word for v in verdicts.values()]
     words = (rules.HOLDS, rules.FAILS, rules.OPEN, rules.NOT_RUN)
@@ -88,7 +89,7 @@ def methods_table(found: Mapping[str, Results]) -> str:
     lines = [_line(tried, base, found) for tried in ranked if tried.runs]
     head = (
         *("method", "rate", "gain over AdamW", "state", "step time", "sensitivity"),
-        *("needs", "loses"),
+        *("needs", "loses in"),
     )
     return markdown(head, lines)
 
@@ -140,6 +141,6 @@ def _losing(name: str, found: Mapping[str, Results]) -> list[str]:
                 continue
             gain = rules.gain(tried, other)
             if gain and gain.high < 0:
-                where = claim.replace("_", " ")
+                where = _HERE if claim == METHODS else claim.replace("_", " ")
                 lost.append(f"{where} ({condition})" if condition else where)
     return lost

@@ -6,18 +6,42 @@ from collections.abc import Callable, Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.reporting import escape
 from experiments.reporting import figures as drawn
-from experiments.reporting.looks import Pen
+from experiments.reporting.looks import INK, LIGHT, Pen
 from experiments.study import rules
 from experiments.study.results import Results
 
+# Lines that one panel can show with their intervals.
+_WITH_BANDS = 3
 
-def rates_and_losses(results: Results) -> Figure | None:
-    """Final loss against the rate, and the loss against the steps at the best one.
 
-    None without a run, as with all figures here.
-    """
-    return _of_methods(results, drawn.draw_rates, drawn.draw_losses)
+def rates(results: Results) -> Figure | None:
+    """Final loss against the rate; None without a run, as with all figures here."""
+    return _of_methods(results, drawn.draw_rates)
+
+
+def gains(results: Results) -> Figure | None:
+    """How much lower each arm's loss is than that of the first, with its interval."""
+    first, *others = results.values()
+    found = {x.name: gain for x in others if (gain := rules.gain(x, first))}
+    if not found:
+        return None
+
+    def draw(axes: Axes) -> None:
+        places = range(len(found))
+        means = [gain.mean for gain in found.values()]
+        below = [gain.mean - gain.low for gain in found.values()]
+        above = [gain.high - gain.mean for gain in found.values()]
+        axes.errorbar(means, places, xerr=(below, above), fmt="o", color=LIGHT[0])
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(places, [escape.label(name) for name in found])
+        axes.invert_yaxis()
+        axes.set(xlabel=f"nats below {escape.label(first.name)}, with the interval")
+
+    made = drawn.figure(draw)
+    made.set_size_inches(7, 0.9 + 0.28 * len(found))
+    return made
 
 
 def losses_and_states(results: Results) -> Figure | None:
@@ -55,6 +79,8 @@ def series(
             ]
             pen = Pen(axes, i, None)
             pen.line("series", list(arms), [sum(x) / len(x) for x in losses], label)
+            if len(known) > _WITH_BANDS:
+                continue
             found = [rules.interval(x) for x in losses]
             whole = [(x, one) for x, one in zip(arms, found, strict=True) if one]
             places = [x for x, _ in whole]

@@ -5,12 +5,12 @@ All of it comes from the table of runs; a claim whose runs are not all there say
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.reporting import figures as drawn
 from experiments.reporting.files import markdown, split, write_csv
-from experiments.study import advice, rules, table
+from experiments.study import advice, figures, rules, table
 from experiments.study.arms import RATE
 from experiments.study.claims import Claim
 from experiments.study.results import Results, Tried
@@ -118,7 +118,8 @@ def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
             for name, row in rows.items()
         ]
         text += markdown(*split(shown)) + "\n"
-        text += f"![{title}](figures/{claim.name}.png)\n"
+        for name in _drawn(claim, results):
+            text += f"![{title}](figures/{name}.png)\n"
     return text
 
 
@@ -171,13 +172,22 @@ def _shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+def _drawn(claim: Claim, results: Results) -> dict[str, Callable[..., Any]]:
+    """Name -> what draws it: the claim's figure, and the gains where seeds allow."""
+    made = {claim.name: claim.figure}
+    first, *others = results.values()
+    if any(rules.gain(tried, first) for tried in others):
+        made[f"{claim.name}_gains"] = figures.gains
+    return made
+
+
 def _draw(claim: Claim, results: Results, folder: pathlib.Path) -> None:
-    """Draws the claim's figure, where there is something to see."""
-    path = folder / f"{claim.name}.png"
-    path.unlink(missing_ok=True)
-    made = claim.figure(results)
-    if made is not None:
-        drawn.save(made, path, dpi=100, metadata={"Software": None})
+    """Draws the figures of a claim that has runs."""
+    if not any(tried.runs for tried in results.values()):
+        return
+    for name, draw in _drawn(claim, results).items():
+        made = draw(results)
+        drawn.save(made, folder / f"{name}.png", dpi=100, metadata={"Software": None})
 
 
 def _provenance(rows: Sequence[Row]) -> str:

@@ -103,23 +103,29 @@ class Tried:
     def sensitivity(self, seed: int = 0) -> float | None:
         """To the rate: the mean over the rates of the loss less the least.
 
-        Losses count up to that before the first step, and other values are at their
-        best. None for fewer than two rates.
+        Losses count up to that before the first step. All else is as it was when the
+        rates were tried. None for fewer than two rates.
         """
-        losses = [row.capped for (_, s), row in self.line.items() if s == seed]
+        losses = [row.capped for (_, s), row in self.rates.items() if s == seed]
         return statistics.fmean(losses) - min(losses) if len(losses) > 1 else None
 
     @property
-    def line(self) -> dict[tuple[Values, int], Row]:
-        """The runs that differ from the best one in rate and seed only."""
-        fields = [axis.field for axis in self.arm.search.axes]
-        rate = fields.index(RATE) if RATE in fields else -1
+    def rates(self) -> dict[tuple[Values, int], Row]:
+        """The runs that differ in rate and seed only, with all else at its centre."""
 
         def others(values: Values) -> Values:
-            return tuple(x for i, x in enumerate(values) if i != rate)
+            pairs = zip(self.arm.search.axes, values, strict=True)
+            return tuple(x for axis, x in pairs if axis.field != RATE)
 
-        best = others(self.best or ())
-        return {trial: r for trial, r in self.rows.items() if others(trial[0]) == best}
+        centers = others(tuple(axis.center for axis in self.arm.search.axes))
+        return {t: row for t, row in self.rows.items() if others(t[0]) == centers}
+
+    @property
+    def shown(self) -> list[Row]:
+        """The best trial's runs, and the others of its line of rates."""
+        best = list(self.runs.values())
+        rate = self.chosen.get(RATE)
+        return best + [r for r in self.rates.values() if r.overrides[RATE] != rate]
 
     def point(self, values: Values) -> dict[str, Any]:
         """The fields of a trial."""
@@ -156,9 +162,7 @@ class Results(dict[str, Tried]):
     def methods(self) -> tuple[list[Method], Method] | None:
         """The arms as a report has its methods; None without a run."""
         runs = [
-            _as_run(tried.name, row)
-            for tried in self.values()
-            for row in tried.line.values()
+            _as_run(tried.name, row) for tried in self.values() for row in tried.shown
         ]
         if not runs:
             return None

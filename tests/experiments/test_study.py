@@ -173,9 +173,7 @@ def claim(name, trials):
     def decide(results):
         return rules.lower_loss(results, *list(trials)[:2])
 
-    return claims.Claim(
-        name, "So.", "here", "seen", trials, decide, figures.rates_and_losses
-    )
+    return claims.Claim(name, "So.", "here", "seen", trials, decide, figures.rates)
 
 
 def test_what_is_wanted_comes_from_the_table_alone():

@@ -97,6 +97,22 @@ def test_sensitivity_has_an_interval_over_seeds():
     assert rules.less_sensitive(results, "adamw", "muon").word == rules.FAILS
 
 
+def test_rates_are_those_before_other_values_were_tuned():
+    def loss(values, seed):
+        rate, decay = values
+        return 2 + 0.01 * seed + 0.1 * abs(math.log2(rate)) - 0.1 * (decay > 0.1)
+
+    axes = Axis(RATE, 1.0), Axis("optimizer.weight_decay", 0.1, factor=3.0)
+    trials = {"tuned": Arm("small", {}, Search(axes, 3))}
+    tried = Results(trials, table.by_key(rows_of(trials, loss)))["tuned"]
+    assert tried.chosen["optimizer.weight_decay"] == 0.3
+    assert {values[1] for values, _ in tried.rates} == {0.1}
+    assert tried.sensitivity() == pytest.approx(0.2 / 3)
+    # Each rate once: the best one with what was tuned after it.
+    shown = [(row.overrides[RATE], row.loss) for row in tried.shown if not row.seed]
+    assert sorted(shown) == [(0.5, 2.1), (1.0, 1.9), (2.0, 2.1)]
+
+
 def test_claims_of_several_parts():
     good, bad, maybe = (
         rules.Verdict(word, word, "1")
@@ -151,8 +167,12 @@ def test_a_table_of_runs_makes_the_whole_report(tmp_path):
     assert advice.methods_table(_results(every, rows)) in study
     again = tmp_path / "again"
     report.write(some, rows, again)
+    page = (again / "results/study/README.md").read_text()
     for one in some:
-        assert (again / f"results/study/figures/{one.name}.png").stat().st_size > 5000
+        for name in (one.name, f"{one.name}_gains"):
+            assert f"](figures/{name}.png)" in page
+            path = again / f"results/study/figures/{name}.png"
+            assert path.stat().st_size > 5000
 
 
 def _named(claim):

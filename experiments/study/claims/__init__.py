@@ -3,7 +3,7 @@
 A file has `CLAIM`, what is said in a sentence; `SOURCE`, who says it; `RULE`, what
 decides, which was there before the runs; `trials()`, the arms by name, the baseline
 first; `decide(results)`, the rule as a function; and perhaps `figure(results)`, where
-losses and rates are not what is to be seen.
+losses and rates are not what is to be seen. The gains of its arms are always drawn.
 """
 
 import importlib
@@ -90,5 +90,5 @@ def _claim(name: str) -> Claim:
         *(" ".join(text.split()) for text in (found.CLAIM, found.SOURCE, found.RULE)),
         found.trials(),
         found.decide,
-        getattr(found, "figure", figures.rates_and_losses),
+        getattr(found, "figure", figures.rates),
     )

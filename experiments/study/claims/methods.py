@@ -1,6 +1,6 @@
 """Every method at its best on one model, tuned with as many trials as AdamW."""
 
-from experiments.study import figures, rules
+from experiments.study import rules
 from experiments.study.methods import METHODS, arm
 
 CLAIM = """
@@ -25,6 +25,3 @@ def decide(results):
     return rules.share_of(
         {name: rules.lower_loss(results, name, "adamw") for name in _NAMED}
     )
-
-
-figure = figures.rates_and_losses

@@ -11,9 +11,9 @@ parameters).
 SOURCE = "SPAM, arXiv 2501.06842; Stable-SPAM, arXiv 2502.17055, tables of C4"
 RULE = """
 Nothing is put into the gradients; resets come every 100 and 200 of the 400 steps. It
-holds if SPAM's loss is lower than Adam's and than that with clipping, and Stable-
-SPAM's lower than SPAM's, each by an interval above 0, and does not if one interval
-lies at or below 0.
+holds if SPAM's loss is lower than Adam's and than that with clipping, and
+Stable-SPAM's lower than SPAM's, each by an interval above 0, and does not if one
+interval lies at or below 0.
 """
 
 _B2 = "optimizer.kwargs.b2"
