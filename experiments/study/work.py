@@ -14,6 +14,7 @@ from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from experiments.points import Point
 from experiments.study import arms, harvest, plan, table
+from experiments.study.arms import Arm
 from experiments.study.claims import Claim
 from experiments.study.meanings import Meanings
 from experiments.study.plan import Wanted
@@ -151,23 +152,18 @@ class Study:
         if one.key in self.known:
             return
         digest = self._meanings.digest(one.arm.config, one.fields, one.seed)
-        row = harvest.row(point, one.fields, folder, digest, self._shapes_of(point))
+        shapes = self._shapes_of(point, one.arm)
+        row = harvest.row(point, one.fields, folder, digest, shapes)
         self._rows.append(row)
         self.known[one.key] = row
         self._meanings.save()
         table.write(self._path, self._rows)
         harvest.clear(folder)
 
-    def _shapes_of(self, point: Point) -> harvest.Shapes:
-        """The same for all rates and seeds."""
-        changed = {
-            name: value
-            for name, value in point.overrides.items()
-            if name not in ("seed", arms.RATE, arms.DECAY)
-        }
-        if isinstance(changed.get(arms.OTHERS), float):
-            changed[arms.OTHERS] = 1.0
-        family = arms.key(point.part.config, changed, 0)
+    def _shapes_of(self, point: Point, arm: Arm) -> harvest.Shapes:
+        """The same for all trials of an arm: what is tuned changes no shape."""
+        centers = tuple(axis.center for axis in arm.search.axes)
+        family = arms.key(arm.config, arm.fields(centers), 0)
         if family not in self._shapes:
             self._shapes[family] = harvest.shapes(point)
         return self._shapes[family]
