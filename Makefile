@@ -25,13 +25,14 @@ demo: .venv
 	$(PY) -m experiments.demo --workdir=runs/demo
 
 # Three workers for two cores: many tests wait for runs that they start. Those of a file
-# share what they make and compile.
+# share what they make and compile. xdist would leave files of few tests to the end, and
+# these take the longest.
 test: lint types
-	$(PY) -m pytest -n 3 --dist loadfile
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What a new version of jax or optax breaks first, in minutes.
 quick: .venv
-	$(PY) -m pytest -n 3 --dist loadfile -q $(QUICK) -k "layers or loop_of or pinned or compile_once \
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q $(QUICK) -k "layers or loop_of or pinned or compile_once \
 	  or through_cond or checkpoint or lowers or loss_falls"
 
 lint: .venv

@@ -36,6 +36,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Lets go of a file's compiled programs: all of them take 5 GB a worker."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Runs one test in float64."""

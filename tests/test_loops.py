@@ -225,7 +225,7 @@ def test_nnx_optimizer_does_what_plain_dictionaries_do(name):
         optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
         p = nnx.to_pure_dict(params)
         state, losses = tx.init(p), []
-        for _ in range(3):
+        for _ in range(2):
             value, grads = nnx.value_and_grad(loss)(model)
             optimizer.update(model, grads, **extras(nnx.as_pure(grads)))
             g = jax.grad(lambda p: loss(nnx.merge(graph, nnx.State(p))))(p)

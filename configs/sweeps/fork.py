@@ -28,6 +28,7 @@ def get_sweep():
             "name": name,
             "config": "configs/stdlib_lm.py",
             "overrides": {
+                "model.unroll": True,
                 "model.width": 64,
                 "model.hidden": 176,
                 "task.eval_windows": 128,

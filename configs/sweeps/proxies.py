@@ -23,6 +23,7 @@ def get_sweep():
             "name": f"width {width}, {name}",
             "config": "configs/stdlib_lm.py",
             "overrides": {
+                "model.unroll": True,
                 "model.width": width,
                 "model.hidden": width * 11 // 4,
                 "task.eval_windows": 128,

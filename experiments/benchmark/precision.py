@@ -38,6 +38,7 @@ RATES = {
 SEEDS = (0, 1, 2)
 STEPS = 150
 _SMALL = {
+    "model.unroll": True,
     "model.width": 64,
     "model.hidden": 176,
     "task.eval_windows": 128,

@@ -3,10 +3,12 @@
 import json
 import math
 import pathlib
+import sys
 
 import pytest
 
 from experiments import config as configs
+from experiments import data, models
 from experiments.benchmark import peers
 from experiments.launchers import job
 from experiments.tasks import TASKS
@@ -35,6 +37,19 @@ def small_arguments(**changes) -> list[str]:
     """Overrides of a small run; `train__steps=5` sets `train.steps`."""
     fields = SMALL | {name.replace("__", "."): v for name, v in changes.items()}
     return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+@pytest.fixture
+def own_files():
+    """Forgets in the end what a test's config files have registered."""
+    registries = (registry._ENTRIES, models.MODELS, data.SOURCES, TASKS)
+    before = [dict(known) for known in registries]
+    yield
+    for known, content in zip(registries, before, strict=True):
+        known.clear()
+        known.update(content)
+    for name in [name for name in sys.modules if name.startswith("config_file_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

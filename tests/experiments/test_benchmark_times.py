@@ -53,7 +53,7 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given, peer):
     monkeypatch.setattr(step, "blocks", blocks)
     monkeypatch.setattr(timing, "_SIDES", (16,))
     every = step.every_step()
-    names = ["adamw", peer, "root", "sophia"]
+    names = ["adamw", peer, f"{peer}_main", "root", "sophia"]
     monkeypatch.setattr(step, "every_step", lambda **_: {k: every[k] for k in names})
     given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
     assert step.run(tmp_path) == 0

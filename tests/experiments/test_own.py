@@ -26,18 +26,7 @@ from experiments.trainer.program import make_program
 from optlab.options import MatrixOptions
 
 EXAMPLE = "docs/examples/own_model.py"
-REGISTRIES = (optlab.registry._ENTRIES, models.MODELS, data.SOURCES, tasks.TASKS)
-
-
-@pytest.fixture(autouse=True)
-def _registries_as_before():
-    before = [dict(known) for known in REGISTRIES]
-    yield
-    for known, content in zip(REGISTRIES, before, strict=True):
-        known.clear()
-        known.update(content)
-    for name in [name for name in sys.modules if name.startswith("config_file_")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("own_files")
 
 
 def example(*overrides):

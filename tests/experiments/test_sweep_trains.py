@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
 import optuna
+import pytest
 
 from experiments import points
 from experiments.launchers import LAUNCHERS, job, slurm
@@ -129,11 +131,14 @@ def test_a_stopped_and_killed_sweep_loses_no_point_and_does_none_twice(tmp_path)
     assert len(list((workdir / "compiled").glob("jit_step-*-cache"))) == 1
 
 
-def test_slurm_requeues_a_training_that_goes_on(tmp_path, monkeypatch, cluster):
+@pytest.mark.usefixtures("cluster", "own_files")
+def test_slurm_requeues_a_training_that_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUERIES", 1.0)
+    """Model, data and optimizer are those of a file outside the checkout."""
     workdir = tmp_path / "w"
     workdir.mkdir()
-    wanted = points.load(written(tmp_path, axes={RATE: [0.001, 0.003]}))
+    own = shutil.copy("docs/examples/own_model.py", tmp_path)
+    wanted = points.load(written(tmp_path, config=own, axes={RATE: [0.001, 0.003]}))
     storage = of_file(workdir / "optuna.db")
     options = {"attempts": 1, "anew": False}
     trials = Trials(Storage(storage), "swept", wanted, workdir, **options)

@@ -1,6 +1,5 @@
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -200,7 +199,10 @@ def test_a_folder_that_cannot_be_is_one_line(small, tmp_path):
         loop.train(small(), str(tmp_path / "part"))
 
 
-def test_the_demo_compares_and_is_not_run_twice(tmp_path, capsys):
+def test_the_demo_compares_and_is_not_run_twice(tmp_path, capsys, monkeypatch):
+    pairs = {("adamw", "cosine"): 0.01, ("cosmos", "uba"): 0.01}
+    assert pairs.keys() < demo.RATES.keys()
+    monkeypatch.setattr(demo, "RATES", pairs)
     overrides = small_arguments(train__steps=6, train__eval_every=2)
     assert demo.compare(tmp_path, overrides) == 0
     figure = tmp_path / "report" / "losses.png"
@@ -210,24 +212,16 @@ def test_the_demo_compares_and_is_not_run_twice(tmp_path, capsys):
     assert len(table) == 4
     rows = {row.split(" | ")[0] for row in table[2:]}
     assert rows == {"| adamw, cosine", "| cosmos, uba"}
-    written = (tmp_path / "adamw" / "metrics.jsonl").stat().st_mtime_ns
+    records = tmp_path / "adamw-cosine" / "metrics.jsonl"
+    written = records.stat().st_mtime_ns
     assert demo.compare(tmp_path, overrides) == 0
-    assert (tmp_path / "adamw" / "metrics.jsonl").stat().st_mtime_ns == written
+    assert records.stat().st_mtime_ns == written
     # An unfinished or an older run is replaced.
-    (tmp_path / "adamw" / "result.json").unlink()
+    (records.parent / "result.json").unlink()
     assert demo.compare(tmp_path, overrides) == 0
-    assert len(report.load_runs([tmp_path / "adamw"])[0].records) == 6
+    assert len(report.load_runs([records.parent])[0].records) == 6
 
 
 def test_a_report_needs_a_run(tmp_path):
     with pytest.raises(configs.UserError, match="no run"):
         report.load_runs([tmp_path])
-
-
-def test_rates_make_a_table(tmp_path):
-    words = small_arguments(train__steps=2)
-    assert demo.try_rates(tmp_path, ["adamw", "cosmos"], [0.01], words) == 0
-    rows = (tmp_path / "rates.csv").read_text().splitlines()
-    assert rows[0].startswith('"optimizer, schedule",rate,val loss')
-    assert len(rows) == 3
-    assert pathlib.Path(tmp_path / "rates.md").exists()
