@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 
@@ -279,3 +280,32 @@ def test_two_runs_are_made_once_and_go_on_from_the_table(tmp_path, monkeypatch):
     mixed = work.Study([claim("two", trials)], runs, tmp_path / "runs", 1, "inline")
     with pytest.raises(UserError, match="on the data 000000000000, and here"):
         mixed.run(0.0, said.append)
+
+
+def test_it_stops_when_the_time_is_up(tmp_path, monkeypatch):
+    started = []
+
+    class Endless:
+        """Stands for a sweep that works until it is told to stop."""
+
+        def __init__(self, points, *rest, **finished):
+            self.points, self.stopped, self.failed = points, [], {}
+
+        def check(self, *, overwrite):
+            assert overwrite
+
+        def run(self):
+            started.append(len(self.points))
+            while not self.stopped:
+                time.sleep(0.01)
+            return 128 + self.stopped[0]
+
+    monkeypatch.setattr(work, "Sweep", Endless)
+    monkeypatch.setattr(work.Study, "_check_data", lambda self, point: None)
+    trials = {"adamw": arm(), "cosmos": arm("cosmos")}
+    runs, said = tmp_path / "runs.csv", []
+    study = work.Study([claim("two", trials)], runs, tmp_path / "runs", 2)
+    assert study.run(0.2 / 60, said.append) == 0
+    assert started == [6]
+    assert said == ["study: 0 runs, about 10 left, about 0.1 hours with 2 workers"]
+    assert study.run(1e-9, said.append) == 0 and started == [6]
