@@ -14,6 +14,9 @@ from experiments.study.results import Results
 from experiments.study.search import Axis, Search
 from tests.helpers.study_rows import row, rows_of
 
+# configs/combinations.py registers its methods.
+pytestmark = pytest.mark.usefixtures("own_files")
+
 
 def walked(asked, loss, limit=100):
     """All trials of a search in its order, where `loss(values, seed)` is their loss."""

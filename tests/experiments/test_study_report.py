@@ -12,6 +12,9 @@ from experiments.study.results import Results, Tried
 from experiments.study.search import Axis, Search
 from tests.helpers.study_rows import row, rows_of
 
+# configs/combinations.py registers its methods.
+pytestmark = pytest.mark.usefixtures("own_files")
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
