@@ -18,8 +18,8 @@ _SECONDS = {
     "small": 45.0,
     "combined": 60.0,
     "medium": 150.0,
-    "vit": 15.0,
-    "resnet": 30.0,
+    "vit": 40.0,
+    "resnet": 60.0,
     "sources": 150.0,
 }
 
