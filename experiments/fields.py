@@ -184,4 +184,17 @@ FIELDS = {
     "faults.spike_scale": Field(
         1000.0, "what such a gradient is multiplied by", positive=True
     ),
+    "faults.outliers": Field(
+        0.0,
+        "share of a gradient's elements that are outliers at every step, for studies; "
+        "0: none",
+        low=0,
+        high=1,
+    ),
+    "faults.outlier_scale": Field(
+        30.0,
+        "size of an outlier, by the leaf's root mean square: this or more, with a "
+        "heavy tail",
+        positive=True,
+    ),
 }

@@ -61,14 +61,19 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Point]:
             for seed in part.seeds:
                 fields = part.overrides | values | {"seed": seed}
                 words = [f"--config.{field}={fields[field]}" for field in fields]
-                point = _point(part, (*words, *overrides))
+                point = make(part, (*words, *overrides))
                 points.setdefault(point.name, point)
     if not points:
         raise UserError(f"--sweep: {path} has no points")
     return list(points.values())
 
 
-def _point(part: Part, words: tuple[str, ...]) -> Point:
+def make(part: Part, words: tuple[str, ...]) -> Point:
+    """The point of a part that these words ask for.
+
+    Raises:
+      UserError: naming the field, what was given and what is allowed.
+    """
     config, changed = configs.load(part.config, words)
     # The same form whichever way the values were written.
     identity = json.dumps([part.config, changed], sort_keys=True)

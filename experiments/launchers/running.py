@@ -5,7 +5,7 @@ import json
 import pathlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import records, tasks
@@ -79,7 +79,19 @@ class Sweep:
         trials: Trials,
         launcher: job.Launcher,
         hang_seconds: float | None = None,
+        *,
+        finished: Callable[[Point], None] = lambda point: None,
     ):
+        """Takes what there is to do.
+
+        Args:
+          wanted: the points.
+          folder: of the sweep.
+          trials: the record of what became of them.
+          launcher: starts them.
+          hang_seconds: after which a silent worker is ended; None: as it takes longest.
+          finished: is told of each point that has completed or diverged.
+        """
         self.points = {point.name: point for point in wanted}
         self.folder = folder
         self.trials = trials
@@ -92,6 +104,7 @@ class Sweep:
         self.stopped = trials.storage.stopped
         trials.storage.say = self.board.line
         self._hang_seconds = hang_seconds
+        self._finished = finished
         self._standings = Standings(folder)
         # Of the points that may be pruned; only what a run has added is read.
         self._losses: dict[str, tuple[records.Reader, dict[int, float]]] = {}
@@ -286,8 +299,10 @@ class Sweep:
         what = trained(self.folder / name) or {}
         if self.trials.recorded(name, what) and not self.trials.at_work(name):
             self.trials.release(name)
+            self._finished(self.points[name])
             return
         self.trials.complete(name, result, what)
+        self._finished(self.points[name])
         good = result["reason"] == "completed"
         said = f"val_loss {result['val_loss']:.4f}" if good else "diverged"
         self.board.line(f"{self._label(name)}: {said}")

@@ -17,6 +17,7 @@ from experiments.errors import UserError, one_line
 from experiments.schedules import make_schedule
 from experiments.trainer import fork, memory
 from experiments.trainer import optimizer as optimizers
+from experiments.trainer.faults import Faults
 from experiments.trainer.gradient import Gradient
 from experiments.trainer.layout import Layout
 from experiments.trainer.state import TrainState, init_state
@@ -32,6 +33,7 @@ class Program:
       layout: where the arrays lie.
       tx: the optimizer.
       peaks: its injected rates at their highest, by argument.
+      needs: extra arguments of the optimizer's update, with its wrappers.
       batches_per_step: how many batches a step reads.
       tokens_per_step: in all of them.
       step: the training step, a pure function.
@@ -54,6 +56,7 @@ class Program:
         schedule = make_schedule(config)
         needs = optlab.registry.get(config.optimizer.name).needs_for(kwargs)
         needs += wrappers.needs(config.optimizer.wrappers)
+        self.needs = needs
         self.batches_per_step = batches_per_step(needs)
         section = config.optimizer
         options = {
@@ -64,8 +67,7 @@ class Program:
             "hessian_interval": kwargs.get("hessian_interval", 1),
             "accumulate": train.accumulate,
             "clip_norm": train.clip_norm,
-            "spike_every": config.faults.spike_every,
-            "spike_scale": config.faults.spike_scale,
+            "faults": Faults(**config.faults),
             "axis": self.layout.axis,
         }
         self.step = make_train_step(

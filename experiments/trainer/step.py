@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import optlab
+from experiments.trainer.faults import NONE, Faults, scaled
 from experiments.trainer.gradient import EXACT, Gradient
 from experiments.trainer.optimizer import set_rates
 from experiments.trainer.state import TrainState
@@ -100,8 +101,7 @@ def make_prepare(
     hessian_interval: int = 1,
     accumulate: int = 1,
     clip_norm: float = 0.0,
-    spike_every: int = 0,
-    spike_scale: float = 1.0,
+    faults: Faults = NONE,
     axis: str | None = None,
 ) -> Callable[[TrainState, Any], Prepared]:
     """Builds the first half of a step: gradients and all that goes with them.
@@ -114,8 +114,7 @@ def make_prepare(
         it.
       accumulate: microbatches in a step, worked through one after another.
       clip_norm: largest global norm of the gradient; 0 leaves it alone.
-      spike_every: steps from one gradient that is made too large to the next; 0: none.
-      spike_scale: what it is multiplied by, before it is clipped.
+      faults: what is done to the gradients before they are clipped.
       axis: the name of the devices under `pmap`, None under `jit`.
 
     Returns:
@@ -164,16 +163,13 @@ def make_prepare(
         )
         if axis is not None:
             (loss, aux), grads, extra = jax.lax.pmean(((loss, aux), grads, extra), axis)
-        if spike_every:
-            spiked = (state.step + 1) % spike_every == 0
-            factor = jnp.where(spiked, jnp.float32(spike_scale), 1.0)
-            grads = _scaled(grads, factor)
+        grads = faults.of_step(grads, jax.random.fold_in(key, 4), state.step)
         grad_norm, grad_norm_l1 = _norm(grads), optax.tree.norm(grads, ord=1)
         if clip_norm:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-30))
-            grads = _scaled(grads, scale)
+            grads = scaled(grads, scale)
             if "other_grads" in extra:  # by the same factor, to be compared
-                extra["other_grads"] = _scaled(extra["other_grads"], scale)
+                extra["other_grads"] = scaled(extra["other_grads"], scale)
         finite = jnp.stack([_usable(*g) for g in _by_leaf(grads, *extra.values())])
         if "value" in needs:  # optax's name of the loss
             extra["value"] = loss
@@ -324,10 +320,6 @@ def make_diagnose(
         return found if axis is None else jax.lax.pmax(found, axis)
 
     return diagnose
-
-
-def _scaled(tree: optax.Updates, factor: jax.Array) -> optax.Updates:
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), tree)
 
 
 def _by_leaf(*trees) -> Iterable[tuple[jax.Array, ...]]:

@@ -26,6 +26,7 @@ def load(*overrides):
     return configs.load(FILE, overrides)[0]
 
 
+@pytest.mark.usefixtures("own_files")
 @pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*.py")), ids=str)
 def test_every_config_file_holds_every_field_and_only_those(path):
     config, _ = configs.load(str(path))

@@ -8,6 +8,7 @@ import optlab
 from experiments.schedules import make_schedule
 from experiments.tasks import TASKS
 from experiments.trainer import optimizer as optimizers
+from experiments.trainer.faults import Faults
 from experiments.trainer.state import init_state, leaf_names
 from experiments.trainer.step import batches_per_step, make_train_step
 
@@ -260,7 +261,8 @@ def test_what_no_step_supplies_is_named():
 def test_every_so_many_gradients_are_spikes(small):
     config = small()
     calm, state, batch, peaks = build(config)
-    spiked, *_ = build(config, spike_every=3, spike_scale=50.0, clip_norm=1e9)
+    faults = Faults(spike_every=3, spike_scale=50.0)
+    spiked, *_ = build(config, faults=faults, clip_norm=1e9)
     calm, spiked = jax.jit(calm), jax.jit(spiked)
     for step in range(1, 5):
         found = spiked(state, batch, peaks)[1]
@@ -269,6 +271,42 @@ def test_every_so_many_gradients_are_spikes(small):
         for name in ("grad_norm", "grad_norm_l1"):
             np.testing.assert_allclose(found[name], factor * expected[name], rtol=1e-6)
         assert found["loss"] == expected["loss"]
+
+
+def test_outliers_are_few_large_and_those_of_seed_and_step():
+    grads = {"w": jnp.full((300, 400), 2.0), "b": jnp.zeros(7)}
+    put = Faults(outliers=0.01, outlier_scale=30.0).of_step
+    found = put(grads, jax.random.key(0), jnp.int32(0))
+    added = np.asarray(found["w"]) - 2.0
+    sizes = np.sort(np.abs(added[added != 0]))
+    count = len(sizes)
+    assert abs(count - 1200) < 5 * 1200**0.5
+    assert sizes[0] >= 0.999 * 60  # 30 times the leaf's root mean square, 2
+    # Pareto's tail of index 2: half of them lie above sqrt(2) times the least.
+    assert np.median(sizes) == pytest.approx(60 * 2**0.5, rel=0.05)
+    assert sizes[-1] > 500
+    assert abs(np.sign(added).sum()) < 5 * count**0.5
+    np.testing.assert_array_equal(found["b"], 0.0)
+    again, other = (put(grads, jax.random.key(x), jnp.int32(9))["w"] for x in (0, 1))
+    np.testing.assert_array_equal(again, found["w"])
+    assert (again != other).any()
+
+
+def test_a_run_that_goes_on_has_the_outliers_of_the_first_try():
+    task, tx = Parabola(), optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
+    step = jax.jit(
+        make_train_step(
+            *(task, tx, optax.constant_schedule(1.0)), faults=Faults(outliers=0.5)
+        )
+    )
+    state, peaks = init_state(task, tx, 0), {"learning_rate": np.float32(0.0)}
+    norms = []
+    for _ in range(6):
+        after, metrics = step(state, (0,), peaks)
+        assert step(state, (0,), peaks)[1]["grad_norm"] == metrics["grad_norm"]
+        norms.append(float(metrics["grad_norm"]))
+        state = after
+    assert len(set(norms)) > 2  # the gradient itself is the same at every step
 
 
 def test_the_average_of_the_weights_skips_what_training_skips():

@@ -1,0 +1,43 @@
+"""The same over batch sizes: small batches are noisy."""
+
+from experiments.study import figures, rules
+from experiments.study.methods import arm
+
+CLAIM = """
+What LANTON gains by its adaptation grows with the noise, and so is larger at small
+batches.
+"""
+SOURCE = "LANTON, arXiv 2510.14009, its motivation"
+RULE = """
+It holds if the gain of the adaptation at 2 windows is above that at 32 windows by an
+interval above 0, and does not if the interval lies at or below 0.
+"""
+
+_NOT = {"optimizer.kwargs.exponent": 0.0}
+_BATCHES = (2, 8, 32)
+
+
+def trials():
+    return {
+        f"{name}, batch {batch}": arm("lanton", own | {"train.batch_size": batch})
+        for name, own in {"without": _NOT, "lanton": {}}.items()
+        for batch in _BATCHES
+    }
+
+
+def decide(results):
+    def gains(batch):
+        pair = results[f"lanton, batch {batch}"], results[f"without, batch {batch}"]
+        return [b - a for a, b in rules.paired(*pair, lambda row: row.capped)]
+
+    found = [small - large for small, large in zip(gains(2), gains(32), strict=True)]
+    what = "the adaptation gains more at 2 windows than at 32 by {} nats"
+    return rules.judged(rules.interval(found), 0.0, what, "+.4f")
+
+
+def figure(results):
+    lines = {
+        name: {batch: f"{name}, batch {batch}" for batch in _BATCHES}
+        for name in ("without", "lanton")
+    }
+    return figures.series(results, lines, "windows in a batch")

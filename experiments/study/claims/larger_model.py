@@ -1,0 +1,29 @@
+"""The ranking of the methods on a LLaMA of 0.86 M parameters."""
+
+from experiments.study import rules
+from experiments.study.methods import arm
+
+CLAIM = """
+What the matrix methods gain over AdamW with 0.23 M parameters they gain on a LLaMA of
+0.86 M parameters too.
+"""
+SOURCE = "the papers' tables, where gains stay or grow with the model"
+RULE = """
+It holds if the losses of Muon, SOAP and COSMOS are each lower than AdamW's by an
+interval above 0, and does not if one interval lies at or below 0.
+"""
+
+_METHODS = ("adamw", "muon", "soap", "cosmos", "root", "lanton", "lion")
+
+
+def trials():
+    return {name: arm(name, task="medium", start=3) for name in _METHODS}
+
+
+def decide(results):
+    return rules.all_of(
+        *(
+            rules.lower_loss(results, name, "adamw")
+            for name in ("muon", "soap", "cosmos")
+        )
+    )

@@ -1,0 +1,41 @@
+"""Sensitivity to the rate by width."""
+
+from experiments.study import rules
+from experiments.study.methods import grid
+
+CLAIM = """
+AdamW gets more sensitive to its rate as models get wider, and methods with updates of
+a fixed norm do not.
+"""
+SOURCE = """
+Small-scale proxies, arXiv 2309.14322, for AdamW; Scion, arXiv 2502.07529, for the
+other part
+"""
+RULE = """
+Five rates a factor of 4 apart, all seeds at all of them. It holds if AdamW's
+sensitivity at a width of 128 is above that at 32 by an interval above 0, and Muon's
+and Scion's at 128 are each below AdamW's by one; it does not if one interval lies at
+or below 0.
+"""
+
+_WIDTHS = (32, 64, 128)
+_RATES = {"adamw": 4e-3, "muon": 1e-2, "scion": 2.5e-4}
+
+
+def trials():
+    return {
+        f"{name}, width {width}": grid(
+            name, {"model.width": width, "model.hidden": width * 11 // 4}, rate
+        )
+        for name, rate in _RATES.items()
+        for width in _WIDTHS
+    }
+
+
+def decide(results):
+    wide = "adamw, width 128"
+    return rules.all_of(
+        rules.less_sensitive(results, "adamw, width 32", wide),
+        rules.less_sensitive(results, "muon, width 128", wide),
+        rules.less_sensitive(results, "scion, width 128", wide),
+    )

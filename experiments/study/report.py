@@ -1,0 +1,199 @@
+"""The study's page, tables and figures, and what the documentation has of them.
+
+All of it comes from the table of runs; a claim whose runs are not all there says so.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.reporting import figures as drawn
+from experiments.reporting.files import markdown, split, write_csv
+from experiments.study import advice, figures, rules, table
+from experiments.study.arms import RATE
+from experiments.study.claims import Claim
+from experiments.study.results import Results, Tried
+from experiments.study.rules import Verdict
+from experiments.study.table import Row
+
+FOLDER = "results/study"
+_HEAD = """# The study: which claims hold here
+
+Made by `python -m experiments.study --report` of `results/study/runs.csv`, {count}
+runs; nothing on this page is typed by hand. `docs/study.md`, what to use when, draws on
+the same runs.
+
+All arms of a claim have the same budget of trials: rates a factor of 2 apart, until the
+best lies inside; where a claim says so then the rate of the other leaves and the weight
+decay; the best by the mean over the seeds. Differences are paired by seed, with
+Student's interval at 95%. Gains are in nats of validation loss; the relative step time
+and the steps to a loss are against the first arm of each table. The sensitivity is the
+mean of the loss over the rates less the lowest. A claim is decided by its rule, which
+was there before its runs.
+"""
+
+
+def write(
+    claims: Sequence[Claim],
+    rows: Sequence[Row],
+    root: pathlib.Path,
+    *,
+    draw: bool = True,
+) -> None:
+    """Writes everything.
+
+    Args:
+      claims: all of them.
+      rows: of the table.
+      root: of the repository.
+      draw: the figures too, most of the time that it takes; the pages name them anyway.
+    """
+    folder = root / FOLDER
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    known = table.by_key(rows)
+    found = {claim.name: Results(claim.trials, known) for claim in claims}
+    verdicts = {claim.name: decided(claim, found[claim.name]) for claim in claims}
+    parts = [_HEAD.format(count=len(rows)), _overview(claims, verdicts)]
+    for claim in claims:
+        results = found[claim.name]
+        if draw:
+            _draw(claim, results, folder / "figures")
+        parts.append(_section(claim, results, verdicts[claim.name]))
+    parts.append(_provenance(rows))
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+    lines = [
+        {"claim": claim.name, "arm": name} | row
+        for claim in claims
+        for name, row in _rows(found[claim.name]).items()
+    ]
+    write_csv(folder / "arms.csv", *split(lines))
+    advice.write(claims, found, verdicts, root)
+
+
+def decided(claim: Claim, results: Results) -> Verdict:
+    """The verdict, where all runs are there."""
+    if not results.complete:
+        made = sum(len(tried.rows) for tried in results.values())
+        return Verdict(rules.NOT_RUN, f"{made} of its runs are there")
+    return claim.decide(results)
+
+
+def _overview(claims: Sequence[Claim], verdicts: dict[str, Verdict]) -> str:
+    rows = [
+        (
+            f"[{claim.name.replace('_', ' ')}](#{claim.name.replace('_', '-')})",
+            claim.sentence,
+            verdicts[claim.name].word,
+            verdicts[claim.name].interval or "-",
+        )
+        for claim in claims
+    ]
+    # Links are markup, and nothing else is.
+    body = markdown(("claim", "what is said", "verdict", "by"), [("",) * 4])
+    head = body.splitlines(keepends=True)[:2]
+    lines = [f"| {link} | {' | '.join(_cells(rest))} |\n" for link, *rest in rows]
+    return "".join([*head, *lines])
+
+
+def _cells(texts: Sequence[str]) -> list[str]:
+    """Texts as the cells of a Markdown table show them."""
+    line = markdown(list(texts), []).splitlines()[0]
+    return line.removeprefix("| ").removesuffix(" |").split(" | ")
+
+
+def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
+    title = claim.name.replace("_", " ")
+    text = (
+        f"## {title}\n\n"
+        f"{claim.sentence} ({claim.source})\n\n"
+        f"Rule: {claim.rule}\n\n"
+        f"**{verdict.word}**: {verdict.sentence}.\n\n"
+        f"    python -m experiments.study {claim.name}\n\n"
+    )
+    rows = _rows(results)
+    if any(tried.runs for tried in results.values()):
+        shown = [
+            {"arm": name} | {x: _shown(value) for x, value in row.items()}
+            for name, row in rows.items()
+        ]
+        text += markdown(*split(shown)) + "\n"
+        for name in _drawn(claim, results):
+            text += f"![{title}](figures/{name}.png)\n"
+    return text
+
+
+def _rows(results: Results) -> dict[str, dict[str, Any]]:
+    """Arm -> its numbers, against the first arm."""
+    first = next(iter(results.values()))
+    return {name: _row(tried, first) for name, tried in results.items()}
+
+
+def _row(tried: Tried, first: Tried) -> dict[str, Any]:
+    gain = rules.gain(tried, first) if tried is not first else None
+    faster = rules.speedup(tried, first) if tried is not first else None
+    time, base = tried.median("step_seconds"), first.median("step_seconds")
+    chosen = dict(tried.chosen)
+    rate = chosen.pop(RATE, None)
+    if rate is None:
+        rate = tried.arm.overrides.get(RATE)
+    others = [f"{x.rpartition('.')[2]}={value:g}" for x, value in chosen.items()]
+    edges = [f"{x.rpartition('.')[2]} {edge}" for x, edge in tried.edges.items()]
+    accuracy = tried.median("val_accuracy")
+    return {
+        "rate": rate,
+        "also tuned": ", ".join(others),
+        "at the edge": ", ".join(edges),
+        "val loss": _rounded(tried.loss),
+        "accuracy": _rounded(accuracy),
+        "gain": gain.text() if gain else "",
+        "times fewer steps": faster.text(".2f") if faster else "",
+        "sensitivity": _rounded(tried.sensitivity()),
+        "state bytes": tried.median("state_bytes"),
+        "step FLOPs": tried.median("flops"),
+        "step time": _rounded(time / base if time and base else None, 3),
+        "seeds": len(tried.runs),
+        "runs": len(tried.rows),
+        "diverged": sum(math.isinf(row.loss) for row in tried.rows.values()),
+    }
+
+
+def _rounded(value: float | None, digits: int = 5) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, float) and math.isinf(value):
+        return "diverged"
+    if isinstance(value, int | float) and abs(value) >= 1e5:
+        return f"{value:,.0f}" if value < 1e8 else f"{value:.3g}"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _drawn(claim: Claim, results: Results) -> dict[str, Callable[..., Any]]:
+    """Name -> what draws it: the claim's figure, and the gains where seeds allow."""
+    made = {claim.name: claim.figure}
+    first, *others = results.values()
+    if any(rules.gain(tried, first) for tried in others):
+        made[f"{claim.name}_gains"] = figures.gains
+    return made
+
+
+def _draw(claim: Claim, results: Results, folder: pathlib.Path) -> None:
+    """Draws the figures of a claim that has runs."""
+    if not any(tried.runs for tried in results.values()):
+        return
+    for name, draw in _drawn(claim, results).items():
+        made = draw(results)
+        drawn.save(made, folder / f"{name}.png", dpi=100, metadata={"Software": None})
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    """What the runs were made with."""
+    data = sorted({f"{row.config}: {row.data}" for row in rows})
+    versions = sorted({row.versions.rpartition(", commit")[0] for row in rows})
+    lines = [*(f"* {x}" for x in data), *(f"* {x}" for x in versions)]
+    text = "\n".join(lines) if lines else "There are no runs yet."
+    return f"## Data and versions\n\n{text}\n"

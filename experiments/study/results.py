@@ -1,0 +1,216 @@
+"""What the table of runs says about the arms of a claim."""
+
+import functools
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting.methods import Method, compare
+from experiments.reporting.runs import Run
+from experiments.study import search
+from experiments.study.arms import NORMS, RATE, Arm, key
+from experiments.study.search import Values
+from experiments.study.table import Row
+
+
+class Tried:
+    """An arm with its runs.
+
+    Attributes:
+      name: of the arm.
+      arm: what was to be tried.
+      rows: the runs by values and seed.
+    """
+
+    def __init__(
+        self, name: str, arm: Arm, known: Mapping[str, Row], norms: str | None = ""
+    ):
+        """Finds the runs of an arm.
+
+        Args:
+          name: of the arm.
+          arm: what was to be tried.
+          known: all runs by key.
+          norms: folder of the norms that it refines; None: not there yet.
+        """
+        self.name, self.arm, self.norms = name, arm, norms
+        self.rows: dict[tuple[Values, int], Row] = {}
+        while norms is not None:
+            missing = search.wanted(arm.search, self.losses)
+            found = {
+                trial: known[text]
+                for trial in missing
+                if (text := self.key(*trial)) in known
+            }
+            if not found:
+                break
+            self.rows |= found
+
+    @property
+    def losses(self) -> dict[tuple[Values, int], float]:
+        """Of all runs; infinite where one diverged."""
+        return {trial: row.loss for trial, row in self.rows.items()}
+
+    @property
+    def wanted(self) -> list[tuple[Values, int]]:
+        """The runs that can be made now."""
+        if self.norms is None:
+            return []
+        return search.wanted(self.arm.search, self.losses)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.norms is not None and not self.wanted
+
+    @functools.cached_property
+    def best(self) -> Values | None:
+        """The values of the best trial."""
+        return search.best(self.arm.search, self.losses)
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """Fields whose best lies at the edge of what was tried."""
+        return search.edges(self.arm.search, self.losses)
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Field -> value of the best trial."""
+        fields = [axis.field for axis in self.arm.search.axes]
+        return dict(zip(fields, self.best or (), strict=False))
+
+    @functools.cached_property
+    def runs(self) -> dict[int, Row]:
+        """Seed -> run of the best trial."""
+        return {s: row for (values, s), row in self.rows.items() if values == self.best}
+
+    @property
+    def loss(self) -> float | None:
+        """The mean over the seeds, infinite if one diverged; None without a run."""
+        losses = [row.loss for row in self.runs.values()]
+        return statistics.fmean(losses) if losses else None
+
+    def median(self, field: str) -> float | None:
+        """The median of a measure over the seeds; None where it is not known."""
+        values = [getattr(row, field) for row in self.runs.values()]
+        known = [x for x in values if x is not None]
+        return statistics.median(known) if known else None
+
+    def sensitivity(self, seed: int = 0) -> float | None:
+        """To the rate: the mean over the rates of the loss less the least.
+
+        Losses count up to that before the first step. All else is as it was when the
+        rates were tried. None for fewer than two rates.
+        """
+        losses = [row.capped for (_, s), row in self.rates.items() if s == seed]
+        return statistics.fmean(losses) - min(losses) if len(losses) > 1 else None
+
+    @property
+    def rates(self) -> dict[tuple[Values, int], Row]:
+        """The runs that differ in rate and seed only, with all else at its centre."""
+
+        def others(values: Values) -> Values:
+            pairs = zip(self.arm.search.axes, values, strict=True)
+            return tuple(x for axis, x in pairs if axis.field != RATE)
+
+        centers = others(tuple(axis.center for axis in self.arm.search.axes))
+        return {t: row for t, row in self.rows.items() if others(t[0]) == centers}
+
+    @property
+    def shown(self) -> list[Row]:
+        """The best trial's runs, and the others of its line of rates."""
+        best = list(self.runs.values())
+        rate = self.chosen.get(RATE)
+        return best + [r for r in self.rates.values() if r.overrides[RATE] != rate]
+
+    def point(self, values: Values) -> dict[str, Any]:
+        """The fields of a trial."""
+        return self.arm.fields(values, self.norms or "")
+
+    def key(self, values: Values, seed: int) -> str:
+        """What a trial is known by."""
+        return key(self.arm.config, self.point(values), seed)
+
+
+class Results(dict[str, Tried]):
+    """The arms of a claim by name, with their runs."""
+
+    def __init__(self, trials: Mapping[str, Arm], known: Mapping[str, Row]):
+        """Finds the runs.
+
+        Args:
+          trials: the arms of a claim.
+          known: all runs by key.
+        """
+        super().__init__()
+        for name, arm in trials.items():
+            if not arm.refines:
+                self[name] = Tried(name, arm, known)
+        for name, arm in trials.items():
+            if arm.refines:
+                self[name] = Tried(name, arm, known, norms_of(self[arm.refines]))
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run is missing."""
+        return all(tried.complete for tried in self.values())
+
+    def methods(self) -> tuple[list[Method], Method] | None:
+        """The arms as a report has its methods; None without a run."""
+        runs = [
+            _as_run(tried.name, row) for tried in self.values() for row in tried.shown
+        ]
+        if not runs:
+            return None
+        methods, base = compare(runs, runs[0].name)
+        chosen = {m.name: self[m.name].chosen.get(RATE, m.rate) for m in methods}
+        methods = [m._replace(rate=chosen[m.name]) for m in methods]
+        order = list(self)
+        methods.sort(key=lambda method: order.index(method.name))
+        return methods, base
+
+
+def norms_of(tried: Tried) -> str | None:
+    """The folder with the gradient norms of an arm's best run; None if it is not over.
+
+    The run is that with seed 0.
+    """
+    if not tried.complete or tried.best is None:
+        return None
+    return (pathlib.PurePosixPath(NORMS) / tried.runs[0].digest).as_posix()
+
+
+def _as_run(name: str, row: Row) -> Run:
+    """A line of the table as a report reads a folder."""
+    fields = row.overrides
+    config = {
+        "seed": row.seed,
+        "optimizer": {
+            "name": fields.get("optimizer.name", "adamw"),
+            "learning_rate": fields[RATE],
+        },
+        "schedule": {"name": fields.get("schedule.name", "cosine")},
+        "faults": {"spike_every": 0},
+    }
+    result = {
+        "val_loss": row.val_loss,
+        "best_val_loss": row.best_val_loss,
+        "steps": row.steps,
+        "seconds": row.seconds,
+        "optimizer_state_bytes": row.state_bytes,
+        "peak_memory_bytes": row.peak_memory_bytes,
+        "reason": row.reason,
+    }
+    records: list[dict[str, float]] = []
+    if row.initial_loss is not None and math.isfinite(row.initial_loss):
+        records.append({"step": 1, "loss": row.initial_loss})
+    records += [{"step": step, "val_loss": x} for step, x in row.curve.items()]
+    if records and row.step_seconds is not None:
+        records[-1]["step_seconds"] = row.step_seconds
+    nothing = np.zeros(0)
+    folder = pathlib.Path(row.digest)
+    return Run(name, folder, config, result, records, (nothing, nothing))

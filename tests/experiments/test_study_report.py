@@ -1,0 +1,212 @@
+"""The study's rules on made-up runs, and the pages that come of a table of runs."""
+
+import math
+import pathlib
+
+import pytest
+from scipy import stats
+
+from experiments.study import advice, claims, report, rules, table
+from experiments.study.arms import RATE, Arm
+from experiments.study.results import Results, Tried
+from experiments.study.search import Axis, Search
+from tests.helpers.study_rows import row, rows_of
+
+# configs/combinations.py registers its methods.
+pytestmark = pytest.mark.usefixtures("own_files")
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def compared(first, second, curves=(None, None), **own):
+    """Two arms, each of which has these losses by seed."""
+    trials, rows = {}, []
+    pairs = zip(("new", "old"), (first, second), curves, strict=True)
+    for name, losses, curve in pairs:
+        search = Search((Axis(RATE, 1.0, start=1, most=1),), len(losses))
+        trials[name] = Arm("small", {"optimizer.kwargs.eps": float(len(rows))}, search)
+        tried = Tried(name, trials[name], {})
+        rows += [
+            row(tried.point((1.0,)), seed, loss, curve, **own)
+            for seed, loss in enumerate(losses)
+        ]
+    return Results(trials, table.by_key(rows))
+
+
+def test_a_difference_is_paired_by_seed():
+    new, old = [2.0, 2.3, 1.7], [2.1, 2.41, 1.79]
+    results = compared(new, old)
+    found = rules.gain(results["new"], results["old"])
+    expected = stats.ttest_rel(old, new).confidence_interval(0.95)
+    assert found.mean == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    # The seeds themselves differ by far more than the arms.
+    verdict = rules.lower_loss(results, "new", "old")
+    assert verdict.word == rules.HOLDS
+    assert verdict.interval == "+0.1000 [+0.0752, +0.1248]"
+    assert rules.lower_loss(results, "old", "new").word == rules.FAILS
+    assert rules.lower_loss(results, "new", "old", by=0.1).word == rules.OPEN
+    assert rules.no_worse(results, "old", "new", 0.13).word == rules.HOLDS
+    assert rules.no_worse(results, "old", "new", 0.07).word == rules.FAILS
+    assert rules.no_worse(results, "old", "new", 0.1).word == rules.OPEN
+
+
+def test_one_seed_decides_nothing_and_equal_ones_are_no_error():
+    one = compared([2.0], [3.0])
+    assert rules.lower_loss(one, "new", "old").word == rules.NOT_RUN
+    same = compared([2.0, 2.0, 2.0], [2.0, 2.0, 2.0])
+    assert rules.lower_loss(same, "new", "old").word == rules.FAILS
+    assert rules.no_worse(same, "new", "old", 0.01).word == rules.HOLDS
+
+
+def test_a_run_that_diverged_counts_as_before_the_first_step():
+    results = compared([2.0, 2.0, 2.0], [None, None, 2.1])
+    found = rules.gain(results["new"], results["old"])
+    assert found.mean == pytest.approx((3.5 + 3.5 + 0.1) / 3)
+    assert results["old"].loss == math.inf
+
+
+def test_steps_are_read_between_evaluations():
+    curve = {100: 4.0, 200: 3.0, 400: 2.0}
+    found = row({RATE: 1.0}, 0, 2.0, curve)
+    assert rules.steps_to(found, 3.0) == 200
+    assert rules.steps_to(found, 3.5) == 150
+    assert rules.steps_to(found, 2.5) == 300
+    assert rules.steps_to(found, 4.75) == pytest.approx(50.5)
+    assert rules.steps_to(found, 1.9) == math.inf
+    fast = {100: 3.0, 200: 2.0, 400: 1.5}
+    results = compared([1.5] * 3, [2.0] * 3, (fast, curve))
+    assert rules.speedup(results["new"], results["old"]).mean == pytest.approx(2.0)
+    assert rules.fewer_steps(results, "new", "old", 1.5).word == rules.HOLDS
+    # The slow one never gets there: it has not been shown to take fewer steps.
+    assert rules.speedup(results["old"], results["new"]).mean == pytest.approx(0.5)
+
+
+def test_sensitivity_has_an_interval_over_seeds():
+    def sharp(values, seed):
+        return 2 + 0.01 * seed + 0.3 * math.log(values[0]) ** 2
+
+    def flat(values, seed):
+        return 2.5 + 0.02 * seed**2 + 0.1 * math.log(values[0]) ** 2
+
+    grid = Search((Axis(RATE, 1.0, start=3, most=3),), 3, everywhere=True)
+    trials = {x: Arm("small", {"optimizer.name": x}, grid) for x in ("adamw", "muon")}
+    rows = rows_of({"adamw": trials["adamw"]}, sharp)
+    rows += rows_of({"muon": trials["muon"]}, flat)
+    results = Results(trials, table.by_key(rows))
+    share = 2 / 3 * math.log(2) ** 2
+    assert results["adamw"].sensitivity() == pytest.approx(0.3 * share)
+    assert rules.less_sensitive(results, "muon", "adamw").word == rules.HOLDS
+    assert rules.less_sensitive(results, "adamw", "muon").word == rules.FAILS
+
+
+def test_rates_are_those_before_other_values_were_tuned():
+    def loss(values, seed):
+        rate, decay = values
+        return 2 + 0.01 * seed + 0.1 * abs(math.log2(rate)) - 0.1 * (decay > 0.1)
+
+    axes = Axis(RATE, 1.0), Axis("optimizer.weight_decay", 0.1, factor=3.0)
+    trials = {"tuned": Arm("small", {}, Search(axes, 3))}
+    tried = Results(trials, table.by_key(rows_of(trials, loss)))["tuned"]
+    assert tried.chosen["optimizer.weight_decay"] == 0.3
+    assert {values[1] for values, _ in tried.rates} == {0.1}
+    assert tried.sensitivity() == pytest.approx(0.2 / 3)
+    # Each rate once: the best one with what was tuned after it.
+    shown = [(row.overrides[RATE], row.loss) for row in tried.shown if not row.seed]
+    assert sorted(shown) == [(0.5, 2.1), (1.0, 1.9), (2.0, 2.1)]
+
+
+def test_claims_of_several_parts():
+    good, bad, maybe = (
+        rules.Verdict(word, word, "1")
+        for word in (rules.HOLDS, rules.FAILS, rules.OPEN)
+    )
+    assert rules.all_of(good, good).word == rules.HOLDS
+    assert rules.all_of(good, maybe).word == rules.OPEN
+    assert rules.all_of(maybe, bad, good).word == rules.FAILS
+    assert rules.best_of(bad, good).word == rules.HOLDS
+    assert rules.best_of(bad, maybe).word == rules.OPEN
+    cases = dict(zip("abc", (good, good, bad), strict=True))
+    assert rules.share_of(cases, 2 / 3).word == rules.HOLDS
+    assert rules.share_of(cases).word == rules.FAILS
+    assert rules.share_of({"a": good, "b": maybe}).word == rules.OPEN
+    spread = rules.Interval(0.25, 0.2, 0.3)
+    limits = {(0.1, 0.4): rules.HOLDS, (0.4, 0.5): rules.FAILS, (0.25, 1): rules.OPEN}
+    for pair, word in limits.items():
+        assert rules.within(spread, *pair, "{}", ".0%").word == word
+    smaller = compared([2.0, 2.0], [2.0, 2.0], state_bytes=7)
+    assert rules.smaller(smaller, "new", "old", "state_bytes").word == rules.HOLDS
+    assert rules.smaller(smaller, "new", "old", "flops", 1.5).word == rules.FAILS
+
+
+def made_up(values, seed):
+    """Losses as of real runs: a bowl about a rate, and seeds that differ."""
+    return 2 + 0.003 * (seed + 1) ** 2 + 0.01 * abs(math.log2(values[0] / 3e-3))
+
+
+def test_a_table_of_runs_makes_the_whole_report(tmp_path):
+    every = claims.load()
+    some = [x for x in every if x.name in ("root", "cosmos_rank", "lanton_spread")]
+    rows = rows_of({k: arm for x in every for k, arm in _named(x)}, made_up)
+    (tmp_path / "README.md").write_text(
+        "Before.\n<!-- study -->\nold\n<!-- end of study -->\nAfter.\n"
+    )
+    report.write(every, rows, tmp_path, draw=False)
+    page = (tmp_path / "results/study/README.md").read_text()
+    for one in every:
+        section = page.partition(f"\n## {one.name.replace('_', ' ')}\n")[2]
+        section = section.partition("\n## ")[0]
+        assert one.sentence in section and one.rule in section
+        assert f"\n    python -m experiments.study {one.name}\n" in section
+        refined = any(arm.refines for arm in one.trials.values())
+        assert (rules.NOT_RUN in section) == refined, one.name
+        assert f"![{one.name.replace('_', ' ')}](figures/{one.name}.png)" in section
+        for arm in one.trials:
+            assert f"\n| {arm} |" in section.replace("\\_", "_")
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("Before.\n") and readme.endswith("\nAfter.\n")
+    assert "| adamw |" in readme and "old" not in readme
+    study = (tmp_path / "docs/study.md").read_text()
+    assert advice.methods_table(_results(every, rows)) in study
+    again = tmp_path / "again"
+    report.write(some, rows, again)
+    page = (again / "results/study/README.md").read_text()
+    for one in some:
+        for name in (one.name, f"{one.name}_gains"):
+            assert f"](figures/{name}.png)" in page
+            path = again / f"results/study/figures/{name}.png"
+            assert path.stat().st_size > 5000
+
+
+def _named(claim):
+    return [((claim.name, name), arm) for name, arm in claim.trials.items()]
+
+
+def _results(every, rows):
+    known = table.by_key(rows)
+    return {one.name: Results(one.trials, known) for one in every}
+
+
+def test_without_runs_every_claim_says_so(tmp_path):
+    some = claims.load(["methods", "cosmos_memory", "uba_adamw"])
+    report.write(some, [], tmp_path)
+    page = (tmp_path / "results/study/README.md").read_text()
+    assert page.count(f"**{rules.NOT_RUN}**") == 3 and "figures/" not in page
+    assert "have not been run yet" in (tmp_path / "docs/study.md").read_text()
+
+
+def test_what_is_committed_is_what_comes_out(tmp_path):
+    runs = ROOT / report.FOLDER / "runs.csv"
+    rows = table.read(runs)
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    report.write(claims.load(), rows, tmp_path, draw=False)
+    made = [f"{report.FOLDER}/README.md", f"{report.FOLDER}/arms.csv"]
+    for path in (*made, "docs/study.md", "README.md"):
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text(), (
+            f"{path} is not what python -m experiments.study --report makes"
+        )
+    page = (ROOT / report.FOLDER / "README.md").read_text()
+    for line in page.splitlines():
+        if line.startswith("!["):
+            figure = line.partition("](")[2].removesuffix(")")
+            assert (ROOT / report.FOLDER / figure).exists(), figure
