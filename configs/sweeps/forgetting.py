@@ -2,7 +2,7 @@
 
 First five rates, a factor of two apart, for all digits at once, 100 steps; then, at the
 best of these, the same 100 steps with five pairs of digits in turn, from three seeds.
-96 runs, a few seconds each on a core.
+That makes 96 runs, a few seconds each on a core.
 """
 
 # The lowest of five rates, and the best of them for all digits at once.

@@ -6,7 +6,7 @@ and 200 steps stay. Then
     python -m experiments.look runs/inside/*/ --steps=50,100,200
     python -m experiments.report runs/inside --output=results/sweeps/inside
 
-12 runs, 20 seconds each on a core.
+These are 12 runs, 20 seconds each on a core.
 """
 
 _RATES = {
