@@ -15,7 +15,7 @@ from absl import flags
 from experiments import command, report
 from experiments import config as configs
 from experiments.errors import UserError
-from experiments.trainer import loop, memory, workdir
+from experiments.trainer import loop, workdir
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = command.define_path(
@@ -73,7 +73,6 @@ def compare(folder: pathlib.Path, overrides: list[str]) -> int:
 def main(positional: list[str], overrides: list[str]) -> int:
     """Trains both methods and compares them."""
     command.no_arguments(positional)
-    memory.keep_freed()
     return compare(pathlib.Path(_WORKDIR.value), overrides)
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from experiments import command, field_help
 from experiments import config as configs
 from experiments.errors import UserError
-from experiments.trainer import loop, memory
+from experiments.trainer import loop
 
 _FLAGS = flags.FlagValues()
 _CONFIG = command.define_path("config", "config file, such as configs/*.py", _FLAGS)
@@ -107,7 +107,6 @@ def _check_flags() -> None:
 def main(positional: list[str], overrides: list[str]) -> int:
     """Trains, and returns the exit status."""
     command.no_arguments(positional)
-    memory.keep_freed()
     command.require(config=_CONFIG.value)
     _check_flags()
     _join_processes()

@@ -1,6 +1,5 @@
 """How much memory a training step takes, before it runs and after."""
 
-import ctypes
 import math
 import os
 
@@ -28,20 +27,6 @@ def check(abstract: TrainState) -> None:
             f"--config.model: parameters and optimizer state need {_size(needed)} "
             f"a device, which has {_size(there)}"
         )
-
-
-def keep_freed() -> None:
-    """Lets the process keep what a step on a CPU frees, for the next step.
-
-    By default glibc gives arrays of a few MB back to the system, which hands out, page
-    by page, the same memory filled with zeros: up to half of a small model's step. To
-    be called before the backend starts its threads, which then share the memory.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        # Of malloc.h: trim threshold, most maps, most arenas. Others ignore them.
-        for name, value in ((-1, 2**31 - 1), (-4, 0), (-8, 1)):
-            mallopt(name, value)
 
 
 def _memory() -> int:
