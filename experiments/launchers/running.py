@@ -256,9 +256,17 @@ class Sweep:
                 self.trials.release(name)
             else:
                 folder = self.folder / name
-                error = silent or job.why_it_left(folder, status, self._logs[name])
+                # The code may have changed under this launcher.
+                other = job.finished(folder) and self._standings.other(
+                    self.points[name]
+                )
+                error = silent or (
+                    f"it was trained with {other}: start the sweep again"
+                    if other
+                    else job.why_it_left(folder, status, self._logs[name])
+                )
                 self.trials.fail(name, error)
-                if self.trials.attempts_left(name) > 0:
+                if not other and self.trials.attempts_left(name) > 0:
                     self.board.line(f"{self._label(name)}: {error}; tried again")
                 else:
                     self.failed[name] = error

@@ -10,6 +10,7 @@ from experiments import points, sweep
 from experiments.errors import UserError
 from experiments.launchers import job
 from experiments.launchers.watch import LEAST_SECONDS, START_SECONDS, Watch
+from experiments.trainer import loop
 from experiments.trainer.program import Program
 
 RATE = "optimizer.learning_rate"
@@ -75,6 +76,28 @@ def test_a_point_is_what_its_config_says_today(tmp_path, swept, stub, capsys):
     assert len(calls) == 4
     assert swept("config.train.steps = 11", overwrite=False) == 0
     assert len(calls) == 4
+
+
+def test_a_worker_that_trained_something_else_is_not_asked_again(
+    tmp_path, swept, stub, monkeypatch, capsys
+):
+    """As where the code changes under a launcher."""
+    calls = stub(lambda rate: rate)
+    trained = loop.train
+
+    def newer(config, workdir, *, overrides):
+        status = trained(config, workdir, overrides=overrides)
+        path = pathlib.Path(workdir) / "config.json"
+        settings = json.loads(path.read_text())
+        settings["config"]["train"]["steps"] = 12
+        path.write_text(json.dumps(settings))
+        return status
+
+    monkeypatch.setattr(loop, "train", newer)
+    assert swept("") == 1
+    assert len(calls) == 2
+    said = "failed, it was trained with train.steps=12, not 10: start the sweep again"
+    assert capsys.readouterr().out.count(said) == 2
 
 
 def test_a_point_is_of_the_data_of_today(tmp_path, swept, stub):
