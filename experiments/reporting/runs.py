@@ -148,12 +148,20 @@ def load_runs(
         raise UserError(f"no run to report: {said[0]}{others}")
     for line in said:
         print(f"warning: {line}", file=sys.stderr)
-    flat = [flatten_json(config) for config, *_ in found.values()]
+    flat = _as_of_today([flatten_json(config) for config, *_ in found.values()])
     names = _names(flat, (*_ASIDE, *_NAMES, *_checked(tuned, flat)))
     return [
         Run(name, path, *parts)
         for name, (path, parts) in zip(names, found.items(), strict=True)
     ]
+
+
+def _as_of_today(flat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With the default of each field that came after a run, which it had in effect."""
+    there = set().union(*flat) & FIELDS.keys()
+    starts = {x: FIELDS[x].default for x in there}
+    starts = {x: None if isinstance(y, type) else y for x, y in starts.items()}
+    return [starts | config for config in flat]
 
 
 def _known(value: Any) -> bool:

@@ -88,6 +88,21 @@ def test_methods_differ_in_what_varies_beside_rates_and_seeds(tmp_path):
     }
 
 
+def test_a_run_from_before_a_field_has_its_default(tmp_path):
+    run(tmp_path, "adamw", 0.1, [3.0])
+    newer = run(tmp_path, "adamw", 0.2, [3.0]) / "config.json"
+    config = json.loads(newer.read_text())
+    config["config"]["model"] = {"unroll": False}
+    newer.write_text(json.dumps(config))
+    assert {r.name for r in report.load_runs([tmp_path])} == {"adamw, cosine"}
+    config["config"]["model"]["unroll"] = True
+    newer.write_text(json.dumps(config))
+    assert {r.name for r in report.load_runs([tmp_path])} == {
+        "adamw, cosine, unroll=False",
+        "adamw, cosine, unroll=True",
+    }
+
+
 def test_all_files_are_written(runs, tmp_path):
     folder = tmp_path / "report"
     assert report.write_report(runs, folder) == folder / "losses.png"
