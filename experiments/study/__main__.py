@@ -35,7 +35,8 @@ _WORKERS = flags.DEFINE_integer(
 _MINUTES = flags.DEFINE_float(
     "minutes",
     0.0,
-    "after so many it stops, and what is at work then goes on the next time; 0: never",
+    "of work, after which it stops; a run that is cut off goes on the next time; 0: "
+    "until all is done",
     lower_bound=0.0,
     flag_values=_FLAGS,
 )

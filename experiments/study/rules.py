@@ -151,7 +151,7 @@ def no_worse(results: Results, first: str, second: str, margin: float) -> Verdic
 def fewer_steps(
     results: Results, first: str, second: str, times: float = 1.0
 ) -> Verdict:
-    """Whether the first takes so many times fewer steps to the second's final loss."""
+    """Whether the first takes `times` times fewer steps to the second's final loss."""
     found = speedup(results[first], results[second])
     what = f"{first} takes {{}} times fewer steps to the final loss of {second}"
     return judged(found, times, what, ".2f")
@@ -168,7 +168,7 @@ def less_sensitive(results: Results, first: str, second: str) -> Verdict:
 def smaller(
     results: Results, first: str, second: str, field: str, times: float = 1.0
 ) -> Verdict:
-    """Whether a measure that no seed changes is so many times smaller.
+    """Whether a measure that no seed changes is `times` times smaller.
 
     Args:
       results: of the claim.
@@ -226,7 +226,7 @@ def share_of(verdicts: Mapping[str, Verdict], least: float = 1.0) -> Verdict:
 
     Args:
       verdicts: case -> its verdict.
-      least: share of the cases that has to hold; it fails where so many cannot.
+      least: share of the cases that has to hold; it fails where that cannot be reached.
     """
     words = [verdict.word for verdict in verdicts.values()]
     count, good, bad = len(words), words.count(HOLDS), words.count(FAILS)

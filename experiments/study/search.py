@@ -45,7 +45,7 @@ class Axis(NamedTuple):
         return list(range(low, low + self.start))
 
     def value(self, place: int) -> float:
-        """The value so many factors above the centre, or at a place of the list."""
+        """The value `place` factors above the centre, or at a place of the list."""
         if self.values:
             return self.values[place]
         return float(f"{self.center * self.factor**place:.{_DIGITS}g}")

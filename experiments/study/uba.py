@@ -6,6 +6,14 @@ from experiments.study.methods import arm
 from experiments.study.results import Results
 
 _BUDGETS = (100, 200, 400)
+SOURCE = "UBA, arXiv 2505.24452, its main tables"
+RULE = """
+Of the phi 0.5, 1 and 4 that with the lowest mean counts. It holds at a budget if its
+loss is lower than with each of the other four schedules by an interval above 0, and
+does not if one interval lies at or below 0. The claim holds if it does at all three
+budgets, and does not if it does not at one.
+"""
+
 _PHIS = (0.5, 1.0, 4.0)
 _SCHEDULES = {
     "cosine": {},

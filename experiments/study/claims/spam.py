@@ -30,8 +30,10 @@ _METHODS = {
 }
 
 
-def trials():
-    return {name: arm(method, own) for name, (method, own) in _METHODS.items()}
+def trials(**faults):
+    """The arms, with what is put into the gradients."""
+    common = {f"faults.{name}": value for name, value in faults.items()}
+    return {name: arm(method, own | common) for name, (method, own) in _METHODS.items()}
 
 
 def decide(results):

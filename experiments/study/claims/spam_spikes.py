@@ -1,7 +1,7 @@
 """The same where every 40th gradient is a thousand times too large."""
 
 from experiments.study import rules
-from experiments.study.methods import arm
+from experiments.study.claims import spam
 
 CLAIM = """
 SPAM and Stable-SPAM stand spikes of the gradient better than Adam with clipping.
@@ -13,25 +13,9 @@ It holds if both losses are lower than that of Adam with clipping by an interval
 beside them.
 """
 
-_SPIKES = {"faults.spike_every": 40}
-_B2 = "optimizer.kwargs.b2"
-_METHODS = {
-    "adam": ("adamw", {_B2: 0.999}),
-    "adam, clipped": ("adamw", {_B2: 0.999, "train.clip_norm": 1.0}),
-    "adam, skipping": (
-        "adamw",
-        {_B2: 0.999, "optimizer.wrappers": "skip_spikes(watch=both,window=32)"},
-    ),
-    "spam": ("spam", {}),
-    "spam, density 0.25": ("spam", {"optimizer.kwargs.density": 0.25}),
-    "stable_spam": ("stable_spam", {}),
-}
-
 
 def trials():
-    return {
-        name: arm(method, own | _SPIKES) for name, (method, own) in _METHODS.items()
-    }
+    return spam.trials(spike_every=40)
 
 
 def decide(results):
