@@ -5,7 +5,9 @@ refused where a method is for real numbers. On a mesh with Explicit axes a trans
 does what it does on one with Auto axes.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -53,18 +55,18 @@ def over_leaves(
     def inside(updates, state, params, extra):
         with jax.numpy_dtype_promotion("standard"):
             if not any(map(_is_odd, jax.tree.leaves(updates, is_leaf=_is_none))):
-                check_fit(init_fn, updates, state)
-                return update_fn(updates, state, params, **extra)
+                with _checked(init_fn, updates, state):
+                    return update_fn(updates, state, params, **extra)
 
             def rest(tree):
                 return _without_odd_leaves(tree, updates)
 
             gradients = rest(updates)
-            check_fit(init_fn, gradients, state)
-            own = part_of_state(state, jax.eval_shape(init_fn, gradients))
-            more = {name: _if_like(updates, rest, x) for name, x in extra.items()}
-            params = None if params is None else rest(params)
-            new, own = update_fn(gradients, own, params, **more)
+            with _checked(init_fn, gradients, state):
+                own = part_of_state(state, jax.eval_shape(init_fn, gradients))
+                more = {name: _if_like(updates, rest, x) for name, x in extra.items()}
+                params = None if params is None else rest(params)
+                new, own = update_fn(gradients, own, params, **more)
         filled = jax.tree.map(
             lambda g, u: g if _is_odd(g) else u, updates, new, is_leaf=_is_none
         )
@@ -76,6 +78,24 @@ def over_leaves(
         return spread(updates, state, params, extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# Whether the update that runs is inside another one, whose state was checked.
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
+
+
+@contextlib.contextmanager
+def _checked(init: Callable[[Any], Any], updates: Any, state: Any) -> Iterator[None]:
+    """Checks the state once: that of the outermost transform has all others in it."""
+    if _inside.get():
+        yield
+        return
+    check_fit(init, updates, state)
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
 
 
 def under_auto_axes(

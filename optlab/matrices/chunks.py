@@ -142,7 +142,10 @@ def _now(
 
 def never(arrays: Sequence[jax.Array]) -> jax.Array:
     """False, which is known only when the arrays are."""
-    entries = [x[(0,) * x.ndim] for x in arrays]
+    entries = [
+        lax.squeeze(lax.slice(x, (0,) * x.ndim, (1,) * x.ndim), range(x.ndim))
+        for x in arrays
+    ]
     return functools.reduce(operator.or_, [(x < 0) & (x > 0) for x in entries])
 
 

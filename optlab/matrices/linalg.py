@@ -40,6 +40,11 @@ def _safe_sqrt_jvp(primals, tangents):
     return root, jnp.where(root == 0, 0.0, slope) * dx
 
 
+# Traced once for each shape, and a part of the caller's program.
+_traced_once = partial(jax.jit, inline=True)
+
+
+@partial(_traced_once, static_argnames=("axis", "keepdims"))
 def frobenius_norm(x: jax.Array, axis=None, keepdims: bool = False) -> jax.Array:
     """Root of the sum of squares, without overflow or underflow of the squares."""
     y, scale = _near_one(x, axis)
@@ -62,6 +67,7 @@ def _plain_norm(x: jax.Array, axis: Any) -> jax.Array:
     return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
 
 
+@partial(_traced_once, static_argnames="axis")
 def unit(x: jax.Array, axis: Any, eps: ArrayLike = 0.0) -> jax.Array:
     """`X / (|X|_F + eps)`, right where the norm itself would overflow; 0 at 0."""
     y, scale = _near_one(x, axis)
@@ -69,6 +75,7 @@ def unit(x: jax.Array, axis: Any, eps: ArrayLike = 0.0) -> jax.Array:
     return y / jnp.where(norm > 0, norm, 1.0)
 
 
+@_traced_once
 def cap_norm(x: jax.Array) -> jax.Array:
     """Scales matrices `(..., m, n)` down to where products of two cannot overflow.
 
@@ -79,7 +86,8 @@ def cap_norm(x: jax.Array) -> jax.Array:
     y, scale = _near_one(x, (-2, -1))
     norm = _plain_norm(y, (-2, -1))
     above = norm > cap / scale
-    return x * jnp.where(above, cap / scale / jnp.where(above, norm, 1.0), 1.0)
+    # Never `cap / scale / norm`: XLA makes `cap / (scale * norm)` of that.
+    return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
 
 
 def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
