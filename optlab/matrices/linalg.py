@@ -90,21 +90,22 @@ def cap_norm(x: jax.Array) -> jax.Array:
     return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
 
 
-def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _one_at_a_time(factorize: Callable[..., Any]) -> Callable[..., Any]:
     """`factorize` of equal stacks of matrices; on CPUs of one matrix after the other.
 
     There jaxlib shares a batch out over XLA's threads and waits on one of them. As many
-    batches at once as there are threads, one a core, wait for good (jaxlib 0.10.2).
+    batches at once as there are threads, one a core, wait for good (jaxlib 0.10.2): of
+    QR, Cholesky, `eigh` and triangular systems, not of singular values.
     """
 
-    def in_turn(*stacks: jax.Array) -> jax.Array:
+    def in_turn(*stacks: jax.Array) -> Any:
         *stack, _, _ = stacks[0].shape
         flat = [x.reshape(math.prod(stack), *x.shape[-2:]) for x in stacks]
         out = lax.map(lambda matrices: factorize(*matrices), flat)
-        return out.reshape(*stack, *out.shape[1:])
+        return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), out)
 
     @wraps(factorize)
-    def chosen(*stacks: jax.Array) -> jax.Array:
+    def chosen(*stacks: jax.Array) -> Any:
         if stacks[0].ndim == 2:
             return factorize(*stacks)
         return lax.platform_dependent(*stacks, cpu=in_turn, default=factorize)
@@ -115,6 +116,18 @@ def _one_at_a_time(factorize: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 @_one_at_a_time
 def _reflected(x: jax.Array) -> jax.Array:
     return jnp.linalg.qr(x)[0]
+
+
+@_one_at_a_time
+def _divided(x: jax.Array, r: jax.Array) -> jax.Array:
+    """`X R^-1` of upper triangular `R`."""
+    return lax.linalg.triangular_solve(r, x, left_side=False, lower=False)
+
+
+@_one_at_a_time
+def _decomposed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eigh(x)
+    return values, vectors
 
 
 @jax.custom_jvp
@@ -135,9 +148,7 @@ def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
     good = pivots > 1e3 * float(jnp.finfo(x.dtype).eps) * lengths
     eye = jnp.broadcast_to(jnp.eye(r.shape[-1], dtype=r.dtype), r.shape)
     r = jnp.where(good[..., None, :] & good[..., :, None], jnp.triu(r), eye)
-    moved = lax.linalg.triangular_solve(
-        r, jnp.where(good[..., None, :], dx, 0.0), left_side=False, lower=False
-    )
+    moved = _divided(jnp.where(good[..., None, :], dx, 0.0), r)
     inside = product(q.mT, moved)
     lower = jnp.tril(inside, -1)
     return moved - product(q, inside) + product(q, lower - lower.mT)
@@ -157,8 +168,7 @@ def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     The derivative leaves vectors of one eigenvalue as they are within their span,
     which is right for whatever does not depend on the choice among them.
     """
-    values, vectors = jnp.linalg.eigh(x)
-    return values, vectors
+    return _decomposed(x)
 
 
 @_eigh.defjvp
