@@ -169,6 +169,7 @@ class Measurer:
                     "example": int(i),
                     "change": float(change[i]),
                     "shown": self._run.shown(self._batch, int(i)),
+                    **self._run.pixels(self._batch, int(i)),
                 }
                 for i in rows
             ]

@@ -168,6 +168,17 @@ class LookedAt:
     def _key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
+    def pixels(self, batch: Any, row: int) -> dict[str, Any]:
+        """`{"pixels": nested lists}` of an image in bytes; nothing of other examples.
+
+        Of large images it is every second pixel or fewer, at most 64 a side.
+        """
+        images = batch.get("image") if isinstance(batch, dict) else None
+        if images is None or images.ndim != 4 or images.dtype != np.uint8:
+            return {}
+        every = -(-max(images.shape[1:3]) // 64)
+        return {"pixels": np.asarray(images[row])[::every, ::every].tolist()}
+
     def shown(self, batch: Any, row: int) -> Any:
         """An example for the reader: text, token numbers, or the label of an image."""
         example = jax.tree.map(lambda x: np.asarray(x[row]), batch)

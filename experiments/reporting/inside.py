@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from experiments import looked
+from experiments.reporting import escape
 from experiments.reporting.figures import Drawing
 from experiments.reporting.looks import INK, Pen
 from experiments.reporting.methods import Method
@@ -91,7 +93,64 @@ def drawings(methods: Sequence[Method], looks: Looks) -> dict[str, Drawing]:
     if any(_barriers(method, looks) for method in methods):
         draw = functools.partial(_draw_barriers, methods=methods, looks=looks)
         made["look_barrier"] = Drawing("Loss on the line between two runs", draw)
+    if any(_images(method, looks) for method in methods):
+        draw = functools.partial(_draw_images, methods=methods, looks=looks)
+        title = "Images whose loss rose (left) and fell most in the last step"
+        made["look_images"] = Drawing(title, draw, apart=False)
     return made
+
+
+def _images(method: Method, looks: Looks) -> dict[str, list[np.ndarray]]:
+    """Group -> its images, at the last look at the first tuned run that has any."""
+    for run in method.tuned:
+        for record in reversed(looks.get(str(run.folder), ())):
+            if record["what"] != "opposing":
+                continue
+            listed = {name: record.get(name) or () for name in ("rose", "fell")}
+            found = {
+                name: [image for x in group if (image := _image(x)) is not None]
+                for name, group in listed.items()
+            }
+            if any(found.values()):
+                return found
+    return {}
+
+
+def _image(example: Any) -> np.ndarray | None:
+    """Its pixels between 0 and 1, `(height, width, 1 or 3)`."""
+    try:
+        pixels = np.asarray(example["pixels"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        return None
+    return pixels / max(pixels.max(), 1.0)
+
+
+def _draw_images(axes: Axes, methods: Sequence[Method], looks: Looks) -> None:
+    """A row for each method: images that its next step hurt, and those it helped."""
+    rows = [(x.name, found) for x in methods if (found := _images(x, looks))]
+    most = max(len(group) for _, found in rows for group in found.values())
+    for i, (_, found) in enumerate(rows):
+        for start, group in ((0, found["rose"]), (most + 0.5, found["fell"])):
+            for j, image in enumerate(group):
+                left = start + j
+                axes.imshow(
+                    image[..., 0] if image.shape[-1] == 1 else image,
+                    cmap="gray",
+                    vmin=0,
+                    vmax=1,
+                    extent=(left + 0.05, left + 0.95, i + 0.95, i + 0.05),
+                )
+    axes.set_xlim(0, 2 * most + 0.5)
+    axes.set_ylim(len(rows), 0)
+    names = [escape.label(name) for name, _ in rows]
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], names)
+    axes.set_xticks([most / 2, most * 1.5 + 0.5], ["rose", "fell"])
+    axes.set_aspect("equal")
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _barriers(method: Method, looks: Looks) -> list[dict[str, Any]]:

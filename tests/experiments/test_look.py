@@ -113,7 +113,10 @@ def test_the_numbers_are_those_of_dense_matrices(run):
     )
     rose = [x["example"] for x in found["opposing"]["rose"]]
     assert rose == list(np.argsort(-change)[:4])
-    assert found["opposing"]["rose"][0]["shown"].startswith("label ")
+    first = found["opposing"]["rose"][0]
+    image = np.asarray(batch["image"][first["example"]])
+    assert first["shown"] == f"label {batch['label'][first['example']]}"
+    np.testing.assert_array_equal(first["pixels"], image)
     kept = found["coherence"]["layer_m_alpha"]
     assert "layers/kernel/0" in kept and "head" in kept
 
@@ -172,7 +175,8 @@ def test_what_is_there_is_not_measured_again(run, monkeypatch, capsys):
 def test_the_report_shows_it_by_itself(run, tmp_path):
     report.write_report(load_runs([run]), tmp_path)
     page = (tmp_path / "index.html").read_text()
-    for name in ("sharpness", "edge", "coherence", "noise", "opposing", "distance"):
+    names = "sharpness edge coherence noise opposing images distance"
+    for name in names.split():
         assert (tmp_path / f"look_{name}.svg").exists()
     assert (tmp_path / "look_spectrum.png").exists()
     assert "What was seen inside" in page and "label " in page
