@@ -2,12 +2,11 @@
 
     python -m experiments.look runs/a runs/b --what=sharpness,coherence
 
-Each checkpoint of each run is measured with the run's own task, data and model, on a
-probe batch of its first training examples. What is found goes into `look.jsonl` in the
-run's folder, and `python -m experiments.report` shows it. What is there already is not
-measured again, so a look that was stopped goes on. Keep more checkpoints than two with
-`--config.train.keep_checkpoints=0` of the training.
-"""
+Each checkpoint of each run, or of each run below a folder, is measured with the run's
+own task, data and model, on a probe batch of its first training examples. What is found
+goes into `look.jsonl` in the run's folder, and `python -m experiments.report` shows it.
+What is there already is not measured again, so a look that was stopped goes on. Keep
+more checkpoints than two with `--config.train.keep_checkpoints=0` of the training."""
 
 import pathlib
 import sys
@@ -20,6 +19,7 @@ from experiments.errors import UserError, nearest
 from experiments.inside.measures import MEASURES, Measurer, Settings
 from experiments.inside.run import LookedAt, opened
 from experiments.python_files import load_python_config
+from experiments.reporting.runs import find
 
 _FLAGS = flags.FlagValues()
 _WHAT = flags.DEFINE_list("what", list(MEASURES), "what to measure", flag_values=_FLAGS)
@@ -67,7 +67,8 @@ def main(positional: list[str], overrides: list[str]) -> int:
     settings = Settings(
         _EXAMPLES.value, _ORDER.value, _DRAWS.value, _BUDGET.value * 1e9
     )
-    folders = [pathlib.Path(folder) for folder in positional]
+    named = map(pathlib.Path, positional)
+    folders = [path for folder in named for path in _runs(folder)]
     # A mistake in the last one is said before the first is measured.
     for folder in folders:
         with opened(folder, overrides) as run:
@@ -76,6 +77,13 @@ def main(positional: list[str], overrides: list[str]) -> int:
         with opened(folder, overrides) as run:
             _look(run, _chosen(run, steps), settings)
     return 0
+
+
+def _runs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folder itself, or the runs below one that is no run."""
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return [folder]
+    return list(find([folder], [])) or [folder]
 
 
 def _steps(words: list[str]) -> list[int]:

@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import command
 from experiments.errors import UserError
-from experiments.reporting import figures, inside, page
+from experiments.reporting import figures, groups, inside, page
 from experiments.reporting.files import markdown, split, write_csv
 from experiments.reporting.methods import compare
 from experiments.reporting.runs import Run, load_runs
@@ -69,7 +69,8 @@ def write_report(
         "What was seen inside": inside.table(runs, looks),
         "Examples that a step pulled apart": inside.opposing_table(runs, looks),
         "Barriers between runs": inside.barrier_table(runs, looks),
-        "Groups of classes in turn": inside.groups_table(runs),
+        "Groups of classes in turn, at the end": groups.summary(runs),
+        "Groups of classes in turn": groups.table(runs),
     }
     seen = {title: found for title, found in seen.items() if found}
     if seen:

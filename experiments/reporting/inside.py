@@ -322,31 +322,3 @@ def barrier_table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-def groups_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """One row an evaluation of runs that learn groups of classes in turn.
-
-    `forgotten` is the mean over the groups of the best accuracy so far less that now.
-    """
-    rows, start = [], "val_accuracy_"
-    for run in runs:
-        best: dict[str, float] = {}
-        for record in run.validation():
-            now = {
-                name.removeprefix(start): value
-                for name in record
-                if name.startswith(start)
-                and (value := number(record[name])) is not None
-            }
-            if not now:
-                continue
-            best = {n: max(x, best.get(n, x)) for n, x in now.items()}
-            lost = sum(best[n] - x for n, x in now.items()) / len(now)
-            row = {"optimizer, schedule": run.name, "seed": str(run.seed)}
-            row |= {"step": str(record["step"])}
-            row |= {f"accuracy {n}": _text(x, ".3f") for n, x in now.items()}
-            row["forgotten"] = _text(lost, ".3f")
-            row["effective rank"] = _text(record.get("val_effective_rank"), ".2f")
-            rows.append(row)
-    return rows if all(row.keys() == rows[0].keys() for row in rows) else []

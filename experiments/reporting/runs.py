@@ -137,7 +137,7 @@ def load_runs(
     """
     roots = [pathlib.Path(folder) for folder in folders]
     found, said = {}, []
-    for path in _find(roots, said):
+    for path in find(roots, said):
         try:
             found[path] = _read(path, said)
         except _Damaged as error:
@@ -173,8 +173,13 @@ class _Damaged(Exception):
     """Says which file of a run cannot be read, and why."""
 
 
-def _find(roots: Iterable[pathlib.Path], said: list[str]) -> Iterator[pathlib.Path]:
-    """Each folder with a `metrics.jsonl` once, without its links."""
+def find(roots: Iterable[pathlib.Path], said: list[str]) -> Iterator[pathlib.Path]:
+    """Each folder with a `metrics.jsonl` once, without its links.
+
+    Args:
+      roots: to look in; below them too.
+      said: gets a line for each that has none, or cannot be read.
+    """
     seen = set()
 
     def refused(error: OSError) -> None:

@@ -6,7 +6,7 @@ import pytest
 from experiments import records
 from experiments.data.order import Process
 from experiments.errors import UserError
-from experiments.reporting import inside
+from experiments.reporting import groups
 from experiments.reporting.runs import load_runs
 from experiments.trainer import loop
 from experiments.trainer.program import make_program
@@ -57,10 +57,14 @@ def test_earlier_groups_are_forgotten(tmp_path):
     assert matrix[-1, :-1].mean() < 0.5
     shares = np.asarray([r["val_accuracy"] for r in found])
     assert shares[0] == pytest.approx(matrix[0].mean(), abs=0.05)
-    rows = inside.groups_table(load_runs([tmp_path]))
+    runs = load_runs([tmp_path])
+    rows = groups.table(runs)
     assert [row["accuracy 0_1"] for row in rows] == [f"{x:.3f}" for x in matrix[:, 0]]
     lost = (matrix.max(0) - matrix[-1]).mean()
     assert rows[-1]["forgotten"] == f"{lost:.3f}" and rows[0]["forgotten"] == "0.000"
+    (end,) = groups.summary(runs)
+    assert end["accuracy of all groups"] == f"{matrix[-1].mean():.3f}"
+    assert end["seeds"] == "1" and end["forgotten"] == rows[-1]["forgotten"]
     assert all(1 < r["val_effective_rank"] <= 64 for r in found)
 
 

@@ -197,9 +197,11 @@ def test_other_optimizers_are_looked_at(name, tmp_path):
     own, what = OTHERS[name]
     words = {n: x for n, x in WORDS.items() if n != "optimizer.kwargs.b2"}
     words |= {"optimizer.name": name, "train.steps": 1, **own}
-    assert loop.train(loaded(words), str(tmp_path)) == 0
-    assert do(tmp_path, *ORDER, f"--what={','.join(what)}") == 0
-    found = {x["what"]: x for x in looked.read(tmp_path)}
+    folder = tmp_path / "runs" / "a"
+    assert loop.train(loaded(words), str(folder)) == 0
+    # A folder of runs stands for them.
+    assert do(tmp_path / "runs", *ORDER, f"--what={','.join(what)}") == 0
+    found = {x["what"]: x for x in looked.read(folder)}
     assert set(found) == what
     assert abs(found["opposing"]["cosine"]) <= 1
     # After the last step the next one has the rate of the last, which is not 0.
@@ -234,7 +236,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     for words, said in (
         ((corrupt, "--steps=1"), "checkpoint of step 1 cannot be read"),
         ((), "name at least one"),
-        ((tmp_path,), "is no run"),
+        ((tmp_path / "none",), "is no run"),
         ((broken,), "config.json cannot be read"),
         ((empty,), "no checkpoint"),
         ((run, other), "data are not"),
