@@ -3,7 +3,7 @@
 Model, data, steps and rates are those of `optimizers.py`; checkpoints of 50, 100, 150
 and 200 steps stay. Then
 
-    python -m experiments.look runs/inside --steps=50,100,200
+    python -m experiments.look runs/inside --steps=50,100,200 --examples=16 --order=16
     python -m experiments.report runs/inside --output=results/sweeps/inside
 
 These are 12 runs, 20 seconds each on a core.
