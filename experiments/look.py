@@ -6,15 +6,19 @@ Each checkpoint of each run, or of each run below a folder, is measured with the
 own task, data and model, on a probe batch of its first training examples. What is found
 goes into `look.jsonl` in the run's folder, and `python -m experiments.report` shows it.
 What is there already is not measured again, so a look that was stopped goes on. Keep
-more checkpoints than two with `--config.train.keep_checkpoints=0` of the training."""
+more checkpoints than two with `--config.train.keep_checkpoints=0` of the training.
+"""
 
+import contextlib
 import pathlib
 import sys
+import tempfile
 import time
 
+import jax
 from absl import flags
 
-from experiments import command, looked
+from experiments import command, compiled, looked
 from experiments.errors import UserError, nearest
 from experiments.inside.measures import MEASURES, Measurer, Settings
 from experiments.inside.run import LookedAt, opened
@@ -73,9 +77,14 @@ def main(positional: list[str], overrides: list[str]) -> int:
     for folder in folders:
         with opened(folder, overrides) as run:
             _chosen(run, steps)
-    for folder in folders:
-        with opened(folder, overrides) as run:
-            _look(run, _chosen(run, steps), settings)
+    with contextlib.ExitStack() as stack:
+        if len(folders) > 1 and jax.config.jax_compilation_cache_dir is None:
+            # Runs of one model have programs in common.
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(compiled.kept_in(folder))
+        for folder in folders:
+            with opened(folder, overrides) as run:
+                _look(run, _chosen(run, steps), settings)
     return 0
 
 

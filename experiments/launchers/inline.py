@@ -1,6 +1,5 @@
 """Points run one after the other in the launcher's own process."""
 
-import logging
 import pathlib
 import signal
 import sys
@@ -8,16 +7,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
-
+from experiments import compiled
 from experiments.errors import UserError
 from experiments.launchers.job import STOPPED
 from experiments.points import Point
 from experiments.trainer import loop
 
-# It would say each time that the cache is another one now.
-logging.getLogger(compilation_cache.__name__).setLevel(logging.WARNING)
 _SIGNALS = {status: signal.Signals(status - 128) for status in STOPPED}
 
 
@@ -62,17 +57,8 @@ class Inline:
         self, points: Sequence[Point], folder: pathlib.Path, cache: pathlib.Path
     ) -> list[Done]:
         """Trains the points."""
-        before = jax.config.jax_compilation_cache_dir
-        _use_cache(str(cache))
-        try:
+        with compiled.kept_in(cache):
             return [Done(_train(point, folder / point.name)) for point in points]
-        finally:
-            _use_cache(before)
-
-
-def _use_cache(path: str | None) -> None:
-    jax.config.update("jax_compilation_cache_dir", path)
-    compilation_cache.reset_cache()
 
 
 def _train(point: Point, folder: pathlib.Path) -> int:
