@@ -9,7 +9,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 # It would say each time that the cache is another one now.
-logging.getLogger(compilation_cache.__name__).setLevel(logging.WARNING)
+logging.getLogger(compilation_cache.reset_cache.__module__).setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
