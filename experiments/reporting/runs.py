@@ -279,7 +279,11 @@ def _checked(tuned: Iterable[str], flat: list[dict[str, Any]]) -> list[str]:
 
 
 def _names(flat: list[dict[str, Any]], aside: tuple[str, ...]) -> list[str]:
-    """Optimizer, schedule, and the fields in which runs of these differ."""
+    """Optimizer, schedule, and the fields in which runs of these differ.
+
+    A field that is off (None, False or empty) is not said, unless there are two such
+    values of it.
+    """
     alike = defaultdict(list)
     for fields in flat:
         alike[tuple(fields[name] for name in _NAMES)].append(fields)
@@ -295,9 +299,18 @@ def _names(flat: list[dict[str, Any]], aside: tuple[str, ...]) -> list[str]:
     names = []
     for fields in flat:
         key = tuple(fields[name] for name in _NAMES)
-        own = [f"{f.rpartition('.')[2]}={_short(fields.get(f))}" for f in varied[key]]
+        own = [
+            f"{field.rpartition('.')[2]}={_short(fields.get(field))}"
+            for field in varied[key]
+            if not _off(fields.get(field))
+            or len({repr(x.get(field)) for x in alike[key] if _off(x.get(field))}) > 1
+        ]
         names.append(visible(", ".join([*key, *own])))
     return names
+
+
+def _off(value: Any) -> bool:
+    return value is None or value is False or value == ""
 
 
 def _short(value: Any) -> str:

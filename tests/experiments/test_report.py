@@ -83,8 +83,16 @@ def test_methods_differ_in_what_varies_beside_rates_and_seeds(tmp_path):
     names = {r.name for r in report.load_runs([tmp_path, tmp_path])}
     assert names == {
         "adamw, cosine",
-        "cosmos, cosine, gamma=None, rank=8",
+        "cosmos, cosine, rank=8",
         "cosmos, cosine, gamma=0.2, rank=16",
+    }
+
+
+def test_two_values_that_are_off_are_both_said(tmp_path):
+    for i, value in enumerate((None, False, True)):
+        run(tmp_path, "cosmos", 0.1 * (i + 1), [3.0], nesterov=value)
+    assert {r.name for r in report.load_runs([tmp_path])} == {
+        f"cosmos, cosine, nesterov={value}" for value in (None, False, True)
     }
 
 
@@ -98,7 +106,7 @@ def test_a_run_from_before_a_field_has_its_default(tmp_path):
     config["config"]["model"]["unroll"] = True
     newer.write_text(json.dumps(config))
     assert {r.name for r in report.load_runs([tmp_path])} == {
-        "adamw, cosine, unroll=False",
+        "adamw, cosine",
         "adamw, cosine, unroll=True",
     }
 
