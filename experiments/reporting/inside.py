@@ -95,24 +95,22 @@ def drawings(methods: Sequence[Method], looks: Looks) -> dict[str, Drawing]:
         made["look_barrier"] = Drawing("Loss on the line between two runs", draw)
     if any(_images(method, looks) for method in methods):
         draw = functools.partial(_draw_images, methods=methods, looks=looks)
-        title = "Images whose loss rose (left) and fell most in the last step"
+        title = "Images whose loss rose (left) and fell most in a step"
         made["look_images"] = Drawing(title, draw, apart=False)
     return made
 
 
 def _images(method: Method, looks: Looks) -> dict[str, list[np.ndarray]]:
-    """Group -> its images, at the last look at the first tuned run that has any."""
+    """Group -> its images, of the first tuned run that has any."""
     for run in method.tuned:
-        for record in reversed(looks.get(str(run.folder), ())):
-            if record["what"] != "opposing":
-                continue
-            listed = {name: record.get(name) or () for name in ("rose", "fell")}
-            found = {
-                name: [image for x in group if (image := _image(x)) is not None]
-                for name, group in listed.items()
-            }
-            if any(found.values()):
-                return found
+        if (record := _opposing(run, looks)) is None:
+            continue
+        found = {
+            name: [y for x in _examples(record, name) if (y := _image(x)) is not None]
+            for name in ("rose", "fell")
+        }
+        if any(found.values()):
+            return found
     return {}
 
 
@@ -251,6 +249,8 @@ def _draw_spectra(
         highest = max([highest, *record["density"]])
     axes.set_yscale("log")
     axes.set_ylim(highest * 1e-6, highest * 3)
+    # One method's sharpness may be a hundred times another's.
+    axes.set_xscale("symlog", linthresh=1.0)
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="density")
 
 
@@ -270,20 +270,42 @@ def table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
     return rows
 
 
+def _opposing(run: Run, looks: Looks) -> dict[str, Any] | None:
+    """Of the steps of a run that were looked at, the one that moved losses most.
+
+    The last one has a rate of almost 0 in many schedules, and moves nothing.
+    """
+    best, most = None, 0.0
+    for record in looks.get(str(run.folder), ()):
+        if record["what"] != "opposing":
+            continue
+        moved = [number(x.get("change")) for x in _examples(record)]
+        largest = max((abs(x) for x in moved if x is not None), default=0.0)
+        if best is None or largest >= most:
+            best, most = record, largest
+    return best
+
+
+def _examples(record: dict[str, Any], *groups: str) -> list[dict[str, Any]]:
+    lists = [record.get(group) for group in groups or ("rose", "fell")]
+    whole = [found for found in lists if isinstance(found, list)]
+    return [x for found in whole for x in found if isinstance(x, dict)]
+
+
 def opposing_table(runs: Sequence[Run], looks: Looks) -> list[dict[str, str]]:
-    """One row an example that rose or fell most in the last step looked at."""
+    """One row an example that rose or fell most in the step that moved losses most."""
     rows = []
     for run in runs:
-        found = [x for x in looks.get(str(run.folder), ()) if x["what"] == "opposing"]
-        for group in ("rose", "fell") if found else ():
-            for example in found[-1].get(group) or ():
-                if not isinstance(example, dict):
-                    continue
+        record = _opposing(run, looks)
+        if record is None:
+            continue
+        for group in ("rose", "fell"):
+            for example in _examples(record, group):
                 shown = " ".join(str(example.get("shown", "")).split())
                 rows.append(
                     {
                         "optimizer, schedule": run.name,
-                        "step": str(found[-1]["step"]),
+                        "step": str(record["step"]),
                         "loss": group,
                         "by (nats)": _text(example.get("change"), "+.4f"),
                         "example": str(example.get("example", "-")),

@@ -14,6 +14,7 @@ from experiments import look, looked, report
 from experiments.errors import UserError
 from experiments.inside import measures
 from experiments.inside.run import load_config, opened
+from experiments.reporting import inside as reporting
 from experiments.reporting.runs import load_runs
 from experiments.trainer import loop
 
@@ -183,6 +184,21 @@ def test_the_report_shows_it_by_itself(run, tmp_path):
     table = (tmp_path / "looks.md").read_text()
     sharpest = [x for x in looked.read(run) if x["what"] == "sharpness"][-1]
     assert f"| 3 | {sharpest['sharpness']:.4g} |" in table
+
+
+def test_the_examples_are_those_of_the_step_that_moved_losses_most(run):
+    (one,) = load_runs([run])
+    records = looked.read(run)
+    opposing = [x for x in records if x["what"] == "opposing"]
+    for moved in opposing:
+        for x in (x for y in opposing for group in ("rose", "fell") for x in y[group]):
+            x["change"] = 0.001
+        moved["fell"][0]["change"] = -1.0
+        moved["rose"] = 3  # damaged
+        rows = reporting.opposing_table([one], {str(one.folder): records})
+        assert {row["step"] for row in rows} == {str(moved["step"])}
+        assert {row["loss"] for row in rows} == {"fell"}
+        moved["rose"] = []
 
 
 # Factors in the state, and two batches a step.
