@@ -79,7 +79,7 @@ def write(
 def methods_table(found: Mapping[str, Results]) -> str:
     """One row a method, the lowest loss first; those that have no run last."""
     if not _has_methods(found):
-        return "The methods have not been run yet.\n"
+        return "The methods have not been run from enough seeds yet.\n"
     results = found[METHODS]
     base = results[BASE]
     ranked = sorted(
@@ -95,7 +95,12 @@ def methods_table(found: Mapping[str, Results]) -> str:
 
 
 def _has_methods(found: Mapping[str, Results]) -> bool:
-    return METHODS in found and bool(found[METHODS][BASE].runs)
+    """Whether a method has runs from enough seeds for an interval."""
+    if METHODS not in found:
+        return False
+    results = found[METHODS]
+    base = results[BASE]
+    return any(x is not base and rules.gain(x, base) for x in results.values())
 
 
 def _line(tried: Tried, base: Tried, found: Mapping[str, Results]) -> tuple[str, ...]:
