@@ -80,8 +80,8 @@ def main(positional: list[str], overrides: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         if len(folders) > 1 and jax.config.jax_compilation_cache_dir is None:
             # Runs of one model have programs in common.
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            stack.enter_context(compiled.kept_in(folder))
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(compiled.kept_in(cache))
         for folder in folders:
             with opened(folder, overrides) as run:
                 _look(run, _chosen(run, steps), settings)

@@ -296,14 +296,20 @@ def _names(flat: list[dict[str, Any]], aside: tuple[str, ...]) -> list[str]:
         ]
         for key, group in alike.items()
     }
+    # Two values that are off look alike unless they are said.
+    both = {
+        (key, field)
+        for key, group in alike.items()
+        for field in varied[key]
+        if len({repr(x.get(field)) for x in group if _off(x.get(field))}) > 1
+    }
     names = []
     for fields in flat:
         key = tuple(fields[name] for name in _NAMES)
         own = [
             f"{field.rpartition('.')[2]}={_short(fields.get(field))}"
             for field in varied[key]
-            if not _off(fields.get(field))
-            or len({repr(x.get(field)) for x in alike[key] if _off(x.get(field))}) > 1
+            if not _off(fields.get(field)) or (key, field) in both
         ]
         names.append(visible(", ".join([*key, *own])))
     return names

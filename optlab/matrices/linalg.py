@@ -114,26 +114,16 @@ def _one_at_a_time(factorize: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_one_at_a_time
-def _reflected(x: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(x)[0]
-
-
-@_one_at_a_time
 def _divided(x: jax.Array, r: jax.Array) -> jax.Array:
     """`X R^-1` of upper triangular `R`."""
     return lax.linalg.triangular_solve(r, x, left_side=False, lower=False)
 
 
-@_one_at_a_time
-def _decomposed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, vectors = jnp.linalg.eigh(x)
-    return values, vectors
-
-
 @jax.custom_jvp
+@_one_at_a_time
 def _householder(x: jax.Array) -> jax.Array:
     """The orthogonal factor of the reduced QR."""
-    return _reflected(x)
+    return jnp.linalg.qr(x)[0]
 
 
 def _orthogonal_tangent(x: jax.Array, q: jax.Array, dx: jax.Array) -> jax.Array:
@@ -162,13 +152,15 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
+@_one_at_a_time
 def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues and eigenvectors of symmetric matrices, in ascending order.
 
     The derivative leaves vectors of one eigenvalue as they are within their span,
     which is right for whatever does not depend on the choice among them.
     """
-    return _decomposed(x)
+    values, vectors = jnp.linalg.eigh(x)
+    return values, vectors
 
 
 @_eigh.defjvp
