@@ -86,8 +86,9 @@ def cap_norm(x: jax.Array) -> jax.Array:
     y, scale = _near_one(x, (-2, -1))
     norm = _plain_norm(y, (-2, -1))
     above = norm > cap / scale
-    # Never `cap / scale / norm`: XLA makes `cap / (scale * norm)` of that.
-    return jnp.where(above, y * (cap / jnp.where(above, norm, 1.0)), x)
+    # Never `cap / norm / scale`: XLA makes `cap / (norm * scale)` of that.
+    factor = jnp.where(above, cap / jnp.where(above, norm, 1.0), 1.0)
+    return x * (factor / jnp.where(above, scale, 1.0))
 
 
 def _one_at_a_time(factorize: Callable[..., Any]) -> Callable[..., Any]:
