@@ -1,5 +1,6 @@
 """Eight virtual devices, strict shapes, warnings as errors: set before jax starts."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -31,6 +32,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
+# As the runner does: tracing makes millions of objects that live on.
+gc.set_threshold(10_000)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Runs that tests start must hear a hangup, also where nohup started the tests.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
