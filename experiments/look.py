@@ -92,7 +92,13 @@ def _runs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folder itself, or the runs below one that is no run."""
     if (folder / "config.json").exists() or not folder.is_dir():
         return [folder]
-    return list(find([folder], [])) or [folder]
+    said: list[str] = []
+    runs = list(find([folder], said))
+    if not runs:
+        return [folder]
+    for line in said:
+        _say(line)
+    return runs
 
 
 def _steps(words: list[str]) -> list[int]:

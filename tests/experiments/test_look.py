@@ -1,6 +1,8 @@
 """What is seen inside a run, against dense matrices; what the command and report do."""
 
+import errno
 import json
+import os
 import shutil
 
 import jax
@@ -171,6 +173,23 @@ def test_what_is_there_is_not_measured_again(run, monkeypatch, capsys):
     )
     assert calls == [("noise", 2)]
     (run / "look.jsonl").write_bytes(before)
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(run, monkeypatch, capsys):
+    locked = run.parent / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert do(run.parent, *ORDER, "--steps=3", "--what=noise") == 0
+    said = capsys.readouterr().err
+    assert f"{locked}: Permission denied" in said and "1 measured already" in said
+    locked.rmdir()
 
 
 def test_the_report_shows_it_by_itself(run, tmp_path):
