@@ -20,7 +20,7 @@ ORDER = [
 # The same within a room whose files stand on one another.
 INSIDE = {
     "roles": "kinds names default trees",
-    "matrices": "exponents lowbit coefficients precision linalg kl quantiles "
+    "matrices": "exponents lowbit coefficients symmetric precision linalg kl quantiles "
     "orthogonalize chunks buckets factors norms",
     "coefficients": "quintics fit presets",
     "sharding": "distribution layouts",

@@ -30,9 +30,9 @@ def temporary(factory, params):
         (
             (),
             {f"layer{i}/{j}": s for i in range(6) for j, s in enumerate(SIDES)},
-            *(0.08, 0.95, 1.0),
+            *(0.08, 0.95, 1.02),
         ),
-        ((12,), {f"stack{i}": s for i, s in enumerate(SIDES)}, 0.17, 0.65, 0.65),
+        ((12,), {f"stack{i}": s for i, s in enumerate(SIDES)}, 0.17, 0.65, 0.66),
     ],
     ids=["matrices", "stacks"],
 )

@@ -20,7 +20,7 @@ from optlab.matrices.linalg import (
     qr_step,
     safe_sqrt,
 )
-from optlab.matrices.precision import Passes, product
+from optlab.matrices.precision import Passes, gram_matrix, product
 
 # The least eigenvalue of a side, as a share of its largest.
 _LEAST = 4000.0**-2
@@ -54,8 +54,8 @@ def _products(
 ) -> tuple[jax.Array, jax.Array]:
     """`X X^T / n` and `Y^T Y / m`; of a side without a basis the mean square."""
     m, n = for_left.shape[1:]
-    left = product(for_left, for_left.mT) / n if sides[0] else _square(for_left)
-    right = product(for_right.mT, for_right) / m if sides[1] else _square(for_right)
+    left = gram_matrix(for_left) / n if sides[0] else _square(for_left)
+    right = gram_matrix(for_right.mT) / m if sides[1] else _square(for_right)
     return left, right
 
 

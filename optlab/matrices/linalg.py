@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from optlab.matrices.exponents import power_below
-from optlab.matrices.precision import Kind, Passes, product
+from optlab.matrices.precision import Kind, Passes, gram_matrix, product
 
 # Of `nuclear_norm_estimate`: its cost is `4 m n` FLOPs times both.
 _PROBES = 8
@@ -195,9 +195,9 @@ def leading_left_singular_vectors(x: jax.Array, rank: int) -> jax.Array:
     """
     m, n = x.shape[-2:]
     if m <= n:
-        vectors = _eigh(product(x, x.mT))[1]
+        vectors = _eigh(gram_matrix(x))[1]
         return vectors[..., ::-1][..., :rank]
-    vectors = _eigh(product(x.mT, x))[1]
+    vectors = _eigh(gram_matrix(x.mT))[1]
     images = product(x, vectors[..., ::-1][..., :rank])
     return orthonormal_basis(images)
 

@@ -12,7 +12,9 @@ same polynomial:
   wide `X` is multiplied twice in all, once into `R` and once by `Q`.
 
 With `m <= n` and `K` steps the plain form costs `K (4 m^2 n + 2 m^3)` FLOPs, the Gram
-form `4 m^2 n + (8 K - 6) m^3`: the second is cheaper from an aspect of about 1.5 on.
+form `4 m^2 n + (8 K - 6) m^3`: the second is cheaper from an aspect of about 1.5 on. In
+32 and 64 bits symmetric products of large matrices cost less, see
+:mod:`optlab.matrices.symmetric`.
 
 References:
   Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
@@ -34,6 +36,7 @@ from optlab.matrices.coefficients.fit import NORMALIZATIONS
 from optlab.matrices.coefficients.presets import MUON, resolve_coefficients
 from optlab.matrices.linalg import unit
 from optlab.matrices.precision import iterate
+from optlab.matrices.symmetric import share, symmetric
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -100,7 +103,7 @@ def orthogonalize(
         segments = _segments(table, dtype)
         forms = ("plain", "gram") if method == "auto" else (method,)
         mm = _Products(dtype, precision)
-        if min(forms, key=lambda k: flops(y.shape, segments, k)) == "plain":
+        if min(forms, key=lambda k: flops(y.shape, segments, k, dtype)) == "plain":
             y = _plain(y, table, unit_gram, mm)
         else:
             y = _gram(y, segments, unit_gram, mm)
@@ -134,6 +137,10 @@ class _Products:
             preferred_element_type=a.dtype,
         )
 
+    def symmetric(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """`A B`, which is symmetric."""
+        return self(a, b) if self._short else symmetric(self, a, b)
+
     def left(self, factor: jax.Array, x: jax.Array) -> jax.Array:
         """`F X`."""
         if not self._short:
@@ -141,10 +148,14 @@ class _Products:
         diagonal, rest = _off_diagonal(factor)
         return diagonal[..., :, None] * x + self(rest, x)
 
+    def together(self, factor: jax.Array, x: jax.Array) -> jax.Array:
+        """`F X` of symmetric matrices that commute."""
+        return self.left(factor, x) if self._short else symmetric(self, factor, x)
+
     def right(self, x: jax.Array, factor: jax.Array) -> jax.Array:
-        """`X F`."""
+        """`X F` of symmetric matrices that commute."""
         if not self._short:
-            return self(x, factor)
+            return symmetric(self, x, factor)
         diagonal, rest = _off_diagonal(factor)
         return diagonal[..., None, :] * x + self(x, rest)
 
@@ -155,16 +166,22 @@ def _off_diagonal(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.diagonal(x, axis1=-2, axis2=-1), jnp.where(outside, 0.0, x)
 
 
-def flops(shape: tuple[int, ...], segments: list[np.ndarray], method: str) -> int:
+def flops(
+    shape: tuple[int, ...], segments: list[np.ndarray], method: str, dtype: DTypeLike
+) -> int:
     """FLOPs of one form on a stack of wide `(..., m, n)` matrices."""
     *stack, m, n = shape
+    # Of the products whose result is symmetric.
+    part = share(m) if jnp.dtype(dtype).itemsize >= 4 else 1
+    wide = 2 * m * m * n
     if method == "plain":
-        per_matrix = sum(len(s) for s in segments) * (4 * m * m * n + 2 * m**3)
+        steps = sum(map(len, segments))
+        per_matrix = steps * ((1 + part) * wide + part * 2 * m**3)
     else:
         per_matrix = sum(
-            4 * m * m * n + max(8 * len(s) - 6, 0) * m**3 for s in segments
+            (1 + part) * wide + part * max(8 * len(s) - 6, 0) * m**3 for s in segments
         )
-    return int(np.prod(stack)) * per_matrix
+    return round(int(np.prod(stack)) * per_matrix)
 
 
 def _segments(table: np.ndarray, dtype: DTypeLike) -> list[np.ndarray]:
@@ -216,16 +233,16 @@ def _loop(body, init, table: np.ndarray):
 def _plain(x: jax.Array, table: np.ndarray, unit_gram, mm) -> jax.Array:
 
     def poly(gram, b: ArrayLike, c: ArrayLike):
-        return b * gram + c * mm(gram, gram)
+        return b * gram + c * mm.symmetric(gram, gram)
 
     def step(x, a: ArrayLike, b: ArrayLike, c: ArrayLike):
-        return a * x + mm(poly(mm(x, x.mT), b, c), x)
+        return a * x + mm(poly(mm.symmetric(x, x.mT), b, c), x)
 
     if unit_gram is None:
         return _loop(step, x, table)
     # The first X is scaled through its small factor.
     (a, b, c), table = map(float, table[0]), table[1:]
-    gram, inverse = unit_gram(mm(x, x.mT))
+    gram, inverse = unit_gram(mm.symmetric(x, x.mT))
     x = a * inverse * x + mm(inverse * poly(gram, b, c), x)
     return _loop(step, x, table)
 
@@ -235,23 +252,23 @@ def _gram(x: jax.Array, segments: list[np.ndarray], unit_gram, mm) -> jax.Array:
     eye = jnp.broadcast_to(eye, (*x.shape[:-1], x.shape[-2]))
 
     def factor(r, a: ArrayLike, b: ArrayLike, c: ArrayLike):
-        return a * eye + b * r + c * mm(r, r)
+        return a * eye + b * r + c * mm.symmetric(r, r)
 
     def step(carry, a: ArrayLike, b: ArrayLike, c: ArrayLike):
         q, r = carry
         z = factor(r, a, b, c)
-        return mm.left(z, q), mm.right(mm.left(z, r), z)
+        return mm.together(z, q), mm.right(mm.together(z, r), z)
 
     for table in segments:
         # The first step starts from Q = I, and the last needs no new R.
-        r, inverse = mm(x, x.mT), None
+        r, inverse = mm.symmetric(x, x.mT), None
         if unit_gram is not None:
             (r, inverse), unit_gram = unit_gram(r), None
         # Python's numbers: NumPy's own would widen bfloat16 to float32.
         q = factor(r, *table[0].tolist())
         if len(table) > 1:
-            r = mm.right(mm.left(q, r), q)
+            r = mm.right(mm.together(q, r), q)
             q, r = _loop(step, (q, r), table[1:-1])
-            q = mm.left(factor(r, *table[-1].tolist()), q)
+            q = mm.together(factor(r, *table[-1].tolist()), q)
         x = mm.left(q if inverse is None else inverse * q, x)
     return x

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optlab import checks
+from optlab.matrices.symmetric import symmetric
 
 Kind = Literal["rotation", "basis", "exact"]
 Passes = Literal["default", "high", "highest"]
@@ -109,6 +110,11 @@ def product(
         return exact(a, b)
     ways = {name: multiply(precision) for name, precision in choice.items()}
     return lax.platform_dependent(a, b, default=exact, **ways)
+
+
+def gram_matrix(x: jax.Array) -> jax.Array:
+    """`X X^T` of a stack `(..., m, n)`, an exact product, as `(..., m, m)`."""
+    return symmetric(product, x, x.mT)
 
 
 def rounding(kind: Kind, passes: Passes | None, dtype: Any) -> jax.Array:

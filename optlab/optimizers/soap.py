@@ -68,7 +68,7 @@ from optlab.matrices.buckets import Distribute
 from optlab.matrices.factors import map_factors, zero_factors
 from optlab.matrices.kl import kl_directions, v3_directions
 from optlab.matrices.linalg import cap_norm, eigenbasis, refresh_eigenbasis, safe_sqrt
-from optlab.matrices.precision import Passes, check_passes, product
+from optlab.matrices.precision import Passes, check_passes, gram_matrix, product
 from optlab.options import MatrixOptions, Number, Rate, Roles, takes
 from optlab.roles import View, as_rule, tree_views
 
@@ -143,7 +143,7 @@ def _directions(
     adapted = rotate(x, back=False) / (safe_sqrt(nu) + eps)
     size = jnp.sqrt(bias_correction(b2, t, g.dtype)) / bias_correction(b1, t, g.dtype)
     direction = jnp.where(first, 0.0, size * rotate(adapted, back=True))
-    products = (product(g, g.mT) if left else None, product(g.mT, g) if right else None)
+    products = (gram_matrix(g) if left else None, gram_matrix(g.mT) if right else None)
     grams = tuple(
         a if p is None else beta * a + (1 - beta) * p
         for a, p in zip(grams, products, strict=True)
