@@ -91,7 +91,7 @@ def _entries(text: str) -> dict[str, str]:
         inside.append(line)
     # Lines that are indented further go on with the one before.
     block = textwrap.dedent("\n".join(inside))
-    starts = re.split(r"^([*\w, ]+)(?: \([^)\n]*\))?:", block, flags=re.M)
+    starts = re.split(r"^([*\w][*\w, ]*)(?: \([^)\n]*\))?:", block, flags=re.M)
     return {
         name: " ".join(said.split())
         for names, said in zip(starts[1::2], starts[2::2], strict=True)

@@ -1,7 +1,7 @@
 """Trains one model with one optimizer: a config file, overrides, a folder.
 
     python -m experiments.train --config=configs/stdlib_lm.py --workdir=runs/a \\
-        --config.optimizer.name=cosmos --config.optimizer.learning_rate=2e-2
+        --config.optimizer.name=cosmos --config.optimizer.learning_rate=2e-3
 
 Exit status: 0 completed, 2 bad input, 3 diverged, 4 the folder is in use; 129, 130 and
 143 stopped by SIGHUP, SIGINT and SIGTERM after a checkpoint, from which the same

@@ -128,9 +128,11 @@ _MEANING = {
         work against that: where the direction and `p` have one sign, or the direction
         is 0.""",
     "roles": """which leaf is what: a rule (`optlab.default_roles(...)`), or a tree of
-        `Matrix`, `Embedding`, `VECTOR`, `optax.contrib.MuonDimensionNumbers` and None.
-        None: `default_roles()`.""",
-    "mu_dtype": "of all momenta. None: the parameters', and at least float32.",
+        `Matrix`, `Embedding`, `VECTOR`, `optax.contrib.MuonDimensionNumbers` and None,
+        under which a leaf is a table or a vector, never a hidden matrix. Without
+        roles: `default_roles()`.""",
+    "mu_dtype": """dtype of the momentum. None: that of the parameters, and at least
+        float32.""",
     "distribute": """how matrix work is spread, such as
         `optlab.sharding.over_mesh(mesh, "data")`. None: each device does all of it.""",
     "chunk_bytes": """of the stacked matrices that are worked on at a time; fewer bytes
@@ -139,10 +141,14 @@ _MEANING = {
         elsewhere.""",
     "adam_learning_rate": """of the leaves that are no hidden matrix. None:
         `learning_rate`.""",
-    "adam_b1": "of these leaves.",
-    "adam_b2": "of these leaves.",
-    "adam_eps": "of these leaves.",
-    "adam_weight_decay": "of these leaves. None: `weight_decay`.",
+    "adam_b1": """decay of Adam's momentum on the leaves that are no hidden matrix, in
+        [0, 1).""",
+    "adam_b2": """decay of Adam's second moment on the leaves that are no hidden matrix,
+        in [0, 1).""",
+    "adam_eps": """added to the root of Adam's second moment on the leaves that are no
+        hidden matrix.""",
+    "adam_weight_decay": """of the leaves that are no hidden matrix. None:
+        `weight_decay`.""",
 }
 
 

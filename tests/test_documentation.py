@@ -1,5 +1,6 @@
 """What the pages name exists: methods, numbers, pictures, commands, files, fields."""
 
+import functools
 import importlib.util
 import inspect
 import json
@@ -8,6 +9,7 @@ import re
 
 import pytest
 
+import optlab
 from docs.site import docstrings, methods, notebooks, numbers
 from docs.site.pictures import PICTURES
 from experiments import config as configs
@@ -19,6 +21,11 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
+# Constants, types in annotations, and what stands under another name.
+_ELSEWHERE = {
+    *("EMBEDDING", "VECTOR", "describe", "register"),
+    *("sharding.OverAxis", "sharding.OverMesh", "sharding.Rules"),
+}
 pages = pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
 
 
@@ -28,6 +35,36 @@ def test_the_menu_has_every_method_and_every_notebook():
     assert shown == set(methods.METHODS) <= set(registry.names())
     found = set(re.findall(r"^ +- .*notebooks/(\w+)\.md$", menu, re.M))
     assert found == {path.stem for path in ROOT.glob("notebooks/*.ipynb")}
+
+
+def test_the_api_has_every_public_name():
+    text = (ROOT / "docs/api.md").read_text()
+    shown = set(re.findall(r"^::: optlab\.(\S+)$", text, re.M))
+    own_page = {f"{x}{name}" for name in registry.names() for x in ("", "scale_by_")}
+    public = {name for name in vars(optlab) if not name.startswith("_")}
+    public |= {f"sharding.{name}" for name in vars(optlab.sharding)}
+    missing = [
+        name
+        for name in public - own_page - shown - _ELSEWHERE
+        if "._" not in name and not inspect.ismodule(_found(name))
+    ]
+    assert not sorted(missing)
+
+
+def _found(name):
+    return functools.reduce(getattr, name.split("."), optlab)
+
+
+def test_pages_show_the_files_that_they_include():
+    shown = {
+        file
+        for path in PAGES
+        for file in re.findall(
+            r'^```{\.python}\n--8<-- "(\S+)"\n```$', path.read_text(), re.M
+        )
+    }
+    there = [*ROOT.glob("docs/loops/*.py"), ROOT / "docs/examples/own_model.py"]
+    assert shown == {str(file.relative_to(ROOT)) for file in there}
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

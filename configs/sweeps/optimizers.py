@@ -6,8 +6,8 @@ and two more seeds at the best one. That makes 84 runs of 200 steps of 1,024 byt
 LLaMA of 0.23 M parameters. Budget, data, model and number of rates are the same for
 all; weight decay is 0.1 in those that have it, the other arguments stay as their papers
 have them. Muon and ROOT give each matrix's update a fixed norm, so that the leaves
-which are no hidden matrix keep AdamW's rate, 4e-3; elsewhere all leaves take the one
-rate. Half a minute each on a core.
+which are no hidden matrix have a rate of their own, 4e-3; elsewhere all leaves take the
+one rate. Half a minute each on a core.
 """
 
 # The lowest of four rates.

@@ -33,6 +33,8 @@ def on_files(files: Files, config: object) -> Files:
 
 def on_page_markdown(markdown: str, page: object, config: object, files: Files) -> str:
     """Fills in tables; what lies outside of `docs/` has its place in the site too."""
+    if re.search(r"--8\s+<", markdown):  # what formatters make of a file to include
+        raise ValueError(f"{page.file.src_uri}: write --8<-- in a {{.python}} block")
     for name, make in _TABLES.items():
         markdown = markdown.replace(f"<!-- table: {name} -->", make())
     if page.file.src_uri.count("/") == 0:

@@ -70,7 +70,7 @@ def summary(runs: Sequence[Run]) -> list[dict[str, str]]:
             "optimizer, schedule": name,
             "rate": f"{rate:g}",
             "seeds": str(len(seen)),
-            "accuracy of all groups": f"{statistics.mean(shares):.3f}",
+            "mean accuracy of groups": f"{statistics.mean(shares):.3f}",
             "of the seeds": f"{min(shares):.3f} to {max(shares):.3f}",
             "forgotten": f"{statistics.mean(x.forgotten for x in seen):.3f}",
             "effective rank": f"{statistics.mean(ranks):.2f}" if ranks else "-",
