@@ -12,8 +12,8 @@ same polynomial:
   wide `X` is multiplied twice in all, once into `R` and once by `Q`.
 
 With `m <= n` and `K` steps the plain form costs `K (4 m^2 n + 2 m^3)` FLOPs, the Gram
-form `4 m^2 n + (8 K - 6) m^3`: the second is cheaper from an aspect of about 1.5 on. In
-32 and 64 bits symmetric products of large matrices cost less, see
+form `4 m^2 n + (8 K - 6) m^3`: the second is cheaper from an aspect of about 1.5 on.
+On CPUs symmetric products of large matrices cost less, see
 :mod:`optlab.matrices.symmetric`.
 
 References:

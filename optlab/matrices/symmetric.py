@@ -2,16 +2,18 @@
 
 `X X^T` is symmetric, and so is a product of two polynomials in one symmetric matrix.
 Cut into `P` parts a side, it takes `(P + 1) / (2 P)` of the FLOPs of a whole product.
-The mirror only moves numbers, so that it pays where products are slow: in 32 and 64
-bits, from sides of about 768 on. On two cores an orthogonalization of 1024x2816 takes
-0.84 of its time, of 1024x1024 0.90. Products of 16 bits are left whole: on GPUs and
-TPUs they take about as long as the mirror would.
+The mirror only moves numbers, so that it pays where products are slow: on CPUs in 32
+and 64 bits, from sides of about 768 on. On two cores an orthogonalization of 1024x2816
+takes 0.84 of its time, of 1024x1024 0.90. On GPUs and TPUs products are left whole: in
+16 bits they take about as long as the mirror would, and where the compiler cuts a
+matrix over devices, blocks of it need more collectives.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Blocks are at least so wide, and there are at most so many in a row.
 _LEAST = 384
@@ -31,7 +33,7 @@ def share(m: int) -> float:
 def symmetric(
     multiply: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array
 ) -> jax.Array:
-    """`A B`, of which only the upper blocks are computed.
+    """`A B`, of which on CPUs only the upper blocks are computed.
 
     Args:
       multiply: makes a product of two stacks of matrices.
@@ -39,11 +41,24 @@ def symmetric(
       b: shape `(..., k, m)`, such that `A B` is symmetric but for rounding.
 
     Returns:
-      Shape `(..., m, m)`, symmetric to the bit outside the blocks of the diagonal.
+      Shape `(..., m, m)`.
     """
     blocks = _blocks(a.shape[-2])
     if len(blocks) == 1:
         return multiply(a, b)
+
+    def by_blocks(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _mirrored(multiply, a, b, blocks)
+
+    return lax.platform_dependent(a, b, cpu=by_blocks, default=multiply)
+
+
+def _mirrored(
+    multiply: Callable[[jax.Array, jax.Array], jax.Array],
+    a: jax.Array,
+    b: jax.Array,
+    blocks: list[tuple[int, int]],
+) -> jax.Array:
     # Row i of blocks, from its block of the diagonal on.
     upper = [multiply(a[..., i:j, :], b[..., i:]) for i, j in blocks]
     rows = []
