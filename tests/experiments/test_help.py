@@ -36,7 +36,7 @@ def test_help_has_the_values_and_meanings_of_what_is_chosen():
         "--config.task.data=digits\n",
         "Arguments of optimizer.name=cosmos\n",
         "--config.optimizer.kwargs.rank=7\n      of the basis, cut to the smaller side",
-        "--config.optimizer.kwargs.adam_b1=0.9\n      of these leaves.",
+        "--config.optimizer.kwargs.adam_b1=0.9\n      decay of Adam's momentum on the",
         "--config.schedule.kwargs.phases=1\n      how many times the fall is repeated.",
         "Arguments of model.name=mlp: none",
     ):
@@ -87,6 +87,10 @@ def test_sweep_files_and_launchers_are_explained_in_both_places(given):
         ),
         ({"launcher": "local", "launcher_options": "gpus"}, "'gpus', allowed name=va"),
         ({"launcher": "local", "slurm": "time=3"}, "--slurm: .* --launcher is local"),
+        (
+            {"launcher": "slurm", "slurm": "time=3", "launcher_options": "time=4"},
+            "--launcher_options: time is given twice",
+        ),
     ],
 )
 def test_wrong_launcher_options_are_one_line(given, flags, part):
@@ -108,8 +112,8 @@ def test_each_launcher_gets_its_options(given, monkeypatch, tmp_path):
         for name in flags:
             sweep._FLAGS[name].unparse()
     for options, part in (
-        ({"gpus": 1}, "gpus: given 1, allowed one for each worker"),
-        ({"gpus": "x"}, "gpus: given 'x'"),
+        ({"gpus": 1}, "gpus: given 1, allowed an integer, at least --workers=2"),
+        ({"gpus": "two"}, "gpus: given 'two', allowed an integer, at least"),
         ({"threads": 2}, "threads: given 2, allowed 0 or 1"),
     ):
         with pytest.raises(UserError, match=part):

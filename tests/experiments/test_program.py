@@ -58,7 +58,7 @@ def test_every_number_of_an_optimizer_is_checked_by_the_library():
                     make_optimizer(config, optlab.default_roles())[0].init({})
                 checked.add(argument)
     assert {"vector_learning_rate", "b1", "adam_weight_decay"} < checked
-    with pytest.raises(configs.UserError, match="kwargs.vector_learning_rate must be"):
+    with pytest.raises(configs.UserError, match=r"kwargs\.vector_learning_rate must"):
         make_program(
             load(
                 "--config.optimizer.name=lanton",
