@@ -6,10 +6,12 @@ import re
 import pytest
 
 import optlab
-from experiments import choices, parts, schedules, sweep
+from experiments import choices, command, look, parts, schedules, sweep
 from experiments.arguments import literal, meanings
+from experiments.benchmark import __main__ as benchmark
 from experiments.errors import UserError
 from experiments.field_help import describe
+from experiments.inside.measures import MEASURES
 from experiments.launchers import LAUNCHERS, Local, local
 
 
@@ -75,6 +77,16 @@ def test_sweep_files_and_launchers_are_explained_in_both_places(given):
         for argument in ("", *choices.arguments("schedule.name", name).by_name):
             row = re.search(rf"^\|.*`{name}`.*$", page, re.M)[0]
             assert f"`{argument or name}`" in row
+
+
+def test_flags_are_shown_as_they_are_given():
+    said = command._help("", look._FLAGS, "")
+    assert f"  --what={','.join(MEASURES)}\n" in said and "--steps=\n" in said
+    # Suites share their flags; each says whose it is.
+    for name in benchmark._FLAGS:
+        whose = re.sub(r"^<.*?>: ", "", benchmark._FLAGS[name].help).partition(": ")[0]
+        named = set(whose.split(", ")) <= set(benchmark.SUITES)
+        assert named or name in ("suite", "out"), name
 
 
 @pytest.mark.parametrize(
