@@ -1,5 +1,6 @@
 """What `--help` and the documentation say of fields, arguments and sweeps."""
 
+import inspect
 import pathlib
 import re
 
@@ -13,6 +14,7 @@ from experiments.errors import UserError
 from experiments.field_help import describe
 from experiments.inside.measures import MEASURES
 from experiments.launchers import LAUNCHERS, Local, local
+from optlab.options import meanings as entries_of
 
 
 def squeezed(text):
@@ -28,6 +30,38 @@ def test_every_argument_that_a_choice_offers_is_explained():
             said = meanings(choices.factory(field, name))
             for argument in choices.arguments(field, name).by_name:
                 assert said.get(argument), f"{name}: {argument}"
+
+
+def test_a_docstring_of_anyone_is_read():
+    def method(rate, width, depth, mode, *, rest):
+        """Does it.
+
+        Args:
+            rate (float: above 0): of it,
+                also: with a colon.
+
+            width, depth: how large.
+            mode: one of
+                first: this;
+                second: that.
+            **options: not for this one.
+
+        Returns:
+            rest: is no argument.
+        """
+
+    assert meanings(method) == {
+        "rate": "of it, also: with a colon.",
+        **dict.fromkeys(("width", "depth"), "how large."),
+        "mode": "one of first: this; second: that.",
+        "options": "not for this one.",
+    }
+    kept = inspect.signature(lambda depth, rate: 0)
+    text = entries_of(method.__doc__, kept)
+    assert text == (
+        "rate (float: above 0): of it,\n    also: with a colon.\n"
+        "width, depth: how large.\n"
+    )
 
 
 def test_help_has_the_values_and_meanings_of_what_is_chosen():
