@@ -8,12 +8,12 @@ offered if its default is one of these, or None. :mod:`optlab.signatures` says w
 import ast
 import inspect
 import re
-import textwrap
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from optlab.options import entries
 from optlab.signatures import options_of, parameters_of
 
 _KINDS = (bool, int, float, str, tuple)
@@ -78,25 +78,9 @@ def meanings(factory: Callable) -> dict[str, str]:
         texts.append(inspect.getdoc(factory.__init__))
     found: dict[str, str] = {}
     for text in texts:
-        found = _entries(text or "") | found
+        said = entries(text or "")
+        found = {name: x.meaning for x in said for name in x.names} | found
     return found
-
-
-def _entries(text: str) -> dict[str, str]:
-    _, head, rest = text.partition("\nArgs:\n")
-    inside = []
-    for line in rest.splitlines() if head else []:
-        if line and not line[0].isspace():
-            break
-        inside.append(line)
-    # Lines that are indented further go on with the one before.
-    block = textwrap.dedent("\n".join(inside))
-    starts = re.split(r"^([*\w][*\w, ]*)(?: \([^)\n]*\))?:", block, flags=re.M)
-    return {
-        name: " ".join(said.split())
-        for names, said in zip(starts[1::2], starts[2::2], strict=True)
-        for name in re.findall(r"\w+", names)
-    }
 
 
 def _kind(parameter: inspect.Parameter) -> type:

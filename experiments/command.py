@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -142,8 +143,15 @@ def no_arguments(positional: Sequence[str], overrides: Sequence[str] = ()) -> No
 
 
 def _help(text: str | None, own: flags.FlagValues, epilogue: str) -> str:
-    listed = [entry(f"--{name}={own[name].default}", own[name].help) for name in own]
+    listed = [
+        entry(f"--{name}={_shown(own[name].default)}", own[name].help) for name in own
+    ]
     return "\n".join([f"{text}\nFlags:", *listed, "", epilogue]).rstrip()
+
+
+def _shown(default: Any) -> str:
+    """A flag's value as it would be given."""
+    return ",".join(default) if isinstance(default, list) else str(default)
 
 
 def entry(name: str, meaning: str) -> str:

@@ -318,6 +318,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
             raise UserError(
                 f"--config.{path}: given {value}, allowed {field.high} or less"
             )
+        _check_only(flat, path)
     for path, value in flat.items():
         # Infinite is what switches some limits off.
         is_limit = isinstance(value, float) and math.isinf(value)
@@ -338,6 +339,19 @@ def _check(config: ml_collections.ConfigDict) -> None:
             "allowed a multiple of 32"
         )
     _check_schedule(config)
+
+
+def _check_only(flat: dict[str, Any], path: str) -> None:
+    """Refuses a value that nothing would come of, by what another field is."""
+    field = FIELDS[path]
+    is_default = not isinstance(field.default, type) and flat[path] == field.default
+    if not field.only or is_default:
+        return
+    other, *values = field.only
+    if flat[other] in values or (flat[other] and not values):
+        return
+    needed = f"{other}={' or '.join(values)}" if values else other
+    raise UserError(f"--config.{path}: only with {needed}")
 
 
 def _check_size(config: ml_collections.ConfigDict) -> None:

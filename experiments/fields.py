@@ -15,7 +15,8 @@ class Field(NamedTuple):
 
     Choices are those of the moment, where a config file may register its own. One that
     starts as None is set back to it by the word `none`; `~` is expanded in a
-    path.
+    path. `only` is the field that decides whether this one says anything, and the
+    values with which it does; none: any but 0 and None.
     """
 
     default: Any
@@ -25,6 +26,7 @@ class Field(NamedTuple):
     high: float | None = None
     positive: bool = False
     is_path: bool = False
+    only: tuple[str, ...] = ()
 
 
 # More than anyone has; beyond it lie slips of the finger.
@@ -102,10 +104,17 @@ FIELDS = {
         ("exact", "zeroth", "forward"),
     ),
     "optimizer.gradient_samples": Field(
-        1, "random directions of a zeroth or forward gradient", low=1, high=_MANY
+        1,
+        "random directions of a zeroth or forward gradient",
+        low=1,
+        high=_MANY,
+        only=("optimizer.gradient", "zeroth", "forward"),
     ),
     "optimizer.gradient_mu": Field(
-        1e-3, "distance at which zeroth takes the loss on both sides", positive=True
+        1e-3,
+        "distance at which zeroth takes the loss on both sides",
+        positive=True,
+        only=("optimizer.gradient", "zeroth"),
     ),
     "optimizer.wrappers": Field(
         "",
@@ -117,7 +126,7 @@ FIELDS = {
         0.0, "share of the steps in which rates rise linearly", low=0, high=0.99
     ),
     "train.steps": Field(1000, "optimizer steps", low=1, high=2**31 - 1),
-    "train.batch_size": Field(16, "windows in a step", low=1, high=_MANY),
+    "train.batch_size": Field(16, "windows or images in a step", low=1, high=_MANY),
     "train.accumulate": Field(
         1, "microbatches that a step works through, dividing the batch", low=1
     ),
@@ -142,11 +151,15 @@ FIELDS = {
         is_path=True,
     ),
     "train.fork_step": Field(
-        int, "of the checkpoint of fork_run, the newest if not given", low=0
+        int,
+        "of the checkpoint of fork_run, the newest if not given",
+        low=0,
+        only=("train.fork_run",),
     ),
     "train.max_bad_steps": Field(
         10,
-        "non-finite steps in a row, skipped, before the run stops; each record looks",
+        "the run stops after so many non-finite steps in a row, which are skipped; "
+        "checked at each record",
         low=1,
     ),
     "train.ema_decay": Field(
@@ -182,7 +195,10 @@ FIELDS = {
         low=0,
     ),
     "faults.spike_scale": Field(
-        1000.0, "what such a gradient is multiplied by", positive=True
+        1000.0,
+        "what such a gradient is multiplied by",
+        positive=True,
+        only=("faults.spike_every",),
     ),
     "faults.outliers": Field(
         0.0,
@@ -196,5 +212,6 @@ FIELDS = {
         "size of an outlier, by the leaf's root mean square: this or more, with a "
         "heavy tail",
         positive=True,
+        only=("faults.outliers",),
     ),
 }

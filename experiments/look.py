@@ -14,6 +14,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 
 import jax
 from absl import flags
@@ -71,34 +72,70 @@ def main(positional: list[str], overrides: list[str]) -> int:
     settings = Settings(
         _EXAMPLES.value, _ORDER.value, _DRAWS.value, _BUDGET.value * 1e9
     )
-    named = map(pathlib.Path, positional)
-    folders = [path for folder in named for path in _runs(folder)]
+    found: dict[pathlib.Path, bool] = {}
+    for folder in map(pathlib.Path, positional):
+        for path, own in _runs(folder).items():
+            found[path] = own or found.get(path, False)
+
+    def check(run: LookedAt) -> None:
+        _chosen(run, steps)
+
+    def measure(run: LookedAt) -> None:
+        _look(run, _chosen(run, steps), settings)
+
     # A mistake in the last one is said before the first is measured.
-    for folder in folders:
-        with opened(folder, overrides) as run:
-            _chosen(run, steps)
+    found = _each(found, overrides, check)
     with contextlib.ExitStack() as stack:
-        if len(folders) > 1 and jax.config.jax_compilation_cache_dir is None:
+        if len(found) > 1 and jax.config.jax_compilation_cache_dir is None:
             # Runs of one model have programs in common.
             cache = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(compiled.kept_in(cache))
-        for folder in folders:
-            with opened(folder, overrides) as run:
-                _look(run, _chosen(run, steps), settings)
+        _each(found, overrides, measure)
     return 0
 
 
-def _runs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder itself, or the runs below one that is no run."""
+def _runs(folder: pathlib.Path) -> dict[pathlib.Path, bool]:
+    """The folder itself, or the runs below one that is no run; whether it was named."""
     if (folder / "config.json").exists() or not folder.is_dir():
-        return [folder]
+        return {folder: True}
     said: list[str] = []
     runs = list(find([folder], said))
     if not runs:
-        return [folder]
+        return {folder: True}
     for line in said:
         _say(line)
-    return runs
+    return dict.fromkeys(runs, False)
+
+
+def _each(
+    found: Mapping[pathlib.Path, bool],
+    overrides: list[str],
+    do: Callable[[LookedAt], None],
+) -> dict[pathlib.Path, bool]:
+    """Does something with each run, and returns those with which it could be done.
+
+    Args:
+      found: run -> whether it was named; if not, it may be left out.
+      overrides: of their configs.
+      do: what is done.
+
+    Raises:
+      UserError: with a run that was named, or with each of them.
+    """
+    done = {}
+    for folder, named in found.items():
+        try:
+            with opened(folder, overrides) as run:
+                do(run)
+        except UserError as error:
+            if named:
+                raise
+            _say(f"left out: {error}")
+        else:
+            done[folder] = named
+    if not done:
+        raise UserError("no run is left to look at")
+    return done
 
 
 def _steps(words: list[str]) -> list[int]:

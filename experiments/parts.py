@@ -18,15 +18,18 @@ from experiments.python_files import load_python_config
 # What each key of a part holds, for `--help` and the documentation.
 KEYS = {
     "config": "the base config's path",
-    "overrides": "field -> value: what all points of the part have in common",
+    "overrides": (
+        "field -> value: what all points of the part have in common; a field of an "
+        "axis has a value here only with one_at_a_time"
+    ),
     "axes": 'field -> values; with halton also (low, high, "log" or "linear")',
     "design": (
         "grid (every combination, the default), one_at_a_time (each axis alone, the "
         "others as config and overrides have them) or halton (points that fill the "
         "axes evenly)"
     ),
-    "trials": "how many points of halton",
-    "skip": "how many of its first points are left out",
+    "trials": "how many points of halton, and of no other design",
+    "skip": "how many of halton's first points are left out",
     "seeds": "every point runs with each of them; [0] by default",
     "pruning": (
         '{"first": steps, "factor": f}: by successive halving (ASHA) only one of f '
@@ -127,6 +130,18 @@ def _part(given: Any, path: str, where: str) -> Part:
     if part.design == "halton" and part.trials < 1:
         raise UserError(
             f"--sweep: {where}trials: given {part.trials}, allowed 1 or more"
+        )
+    for field in ("trials", "skip"):
+        if part.design != "halton" and getattr(part, field):
+            raise UserError(
+                f"--sweep: {where}{field}: only with design halton, and design is "
+                f"{part.design}"
+            )
+    both = part.axes.keys() & part.overrides.keys()
+    if both and part.design != "one_at_a_time":
+        raise UserError(
+            f"--sweep: {where}overrides: {min(both)} is a field of axes too, allowed "
+            "in one of them"
         )
     return part
 
@@ -233,7 +248,14 @@ def _overrides(value: Any) -> dict[str, Any]:
 
 
 def _axes(value: Any) -> dict[str, list[Any]]:
-    return _fields(value, lambda axis: [_value(item) for item in _sequence(axis)])
+    return _fields(value, _values)
+
+
+def _values(value: Any) -> list[Any]:
+    values = [_value(item) for item in _sequence(value)]
+    if _is_range(values) and values[2] in SCALES:
+        raise _Wrong("(low, high, scale) needs design halton")
+    return values
 
 
 def _ranges(value: Any) -> dict[str, list[Any]]:
@@ -245,8 +267,7 @@ def _range(value: Any) -> list[Any]:
     values = [_value(item) for item in _sequence(value)]
     if not values:
         raise _Wrong("allowed values, or (low, high, scale)")
-    numbers = [type(item) in (int, float) for item in values[:2]]
-    if len(values) != 3 or not all(numbers) or not isinstance(values[2], str):
+    if not _is_range(values):
         return values
     low, high, scale = values
     if scale not in SCALES:
@@ -256,6 +277,11 @@ def _range(value: Any) -> list[Any]:
     if not math.isfinite(float(high) - float(low)):
         raise _Wrong("allowed a range that a float holds")
     return values
+
+
+def _is_range(values: list[Any]) -> bool:
+    numbers = [type(item) in (int, float) for item in values[:2]]
+    return len(values) == 3 and all(numbers) and isinstance(values[2], str)
 
 
 def _pruning(value: Any) -> dict[str, int] | None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from experiments import choices, parts
 from experiments import config as configs
-from experiments import parts
 from experiments.errors import UserError
 from experiments.parts import Part
 
@@ -34,10 +34,9 @@ class Point(NamedTuple):
 
     def label(self) -> str:
         """What tells the point from the others of its part."""
-        varied = [*self.part.axes, *(("seed",) if len(self.part.seeds) > 1 else ())]
         shown = [
             f"{field.rpartition('.')[2]}={_short(self.overrides[field])}"
-            for field in varied
+            for field in _varied(self.part)
         ]
         return ", ".join([*([self.part.name] if self.part.name else []), *shown])
 
@@ -47,7 +46,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Point]:
 
     Args:
       path: a Python file with `get_sweep()`.
-      overrides: more words for every point, such as `--config.train.steps=100`.
+      overrides: more words for every point, such as `--config.train.steps=100`, of
+        fields that no part varies.
 
     Returns:
       The points in their order, none twice.
@@ -56,7 +56,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> list[Point]:
       UserError: naming what is wrong, before anything has run.
     """
     points: dict[str, Point] = {}
+    given = {choices.WORD.match(word)[2] for word in overrides}
     for part in parts.read(path):
+        for field in sorted(given.intersection(_varied(part))):
+            raise UserError(
+                f"--config.{field}: the sweep gives it several values, allowed fields "
+                "that all its points have in common"
+            )
         for values in _DESIGNS[part.design](part):
             for seed in part.seeds:
                 fields = part.overrides | values | {"seed": seed}
@@ -74,11 +80,22 @@ def make(part: Part, words: tuple[str, ...]) -> Point:
     Raises:
       UserError: naming the field, what was given and what is allowed.
     """
-    config, changed = configs.load(part.config, words)
+    try:
+        config, changed = configs.load(part.config, words)
+    except UserError as error:
+        varied = [f"--config.{field}=" for field in part.axes]
+        own = [word for word in words if word.startswith(tuple(varied))]
+        where = f" (in the point {' '.join(own)})" if own else ""
+        raise UserError(f"{error}{where}") from error
     # The same form whichever way the values were written.
     identity = json.dumps([part.config, changed], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return Point(name, part, words, changed, config)
+
+
+def _varied(part: Part) -> list[str]:
+    """The fields that have several values in a part."""
+    return [*part.axes, *(["seed"] if len(part.seeds) > 1 else [])]
 
 
 def _grid(part: Part) -> Iterator[dict[str, Any]]:

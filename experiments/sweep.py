@@ -163,8 +163,25 @@ def _launcher_options() -> dict[str, str | int]:
                     f"--{flag.name}: {option}: no option of --launcher={name}, allowed "
                     f"{allowed}{nearest(option, known)}"
                 )
+            if option in found:
+                raise UserError(f"--{flag.name}: {option} is given twice")
             found[option] = int(value) if value.isdigit() else value
     return found
+
+
+def _check_launcher(wanted: Sequence[Point]) -> None:
+    """Raises a `UserError` for what the chosen launcher cannot do."""
+    name = _LAUNCHER.value
+    if not LAUNCHERS[name].blocks:
+        return
+    instead = ", ".join(x for x in LAUNCHERS if not LAUNCHERS[x].blocks)
+    more = f"not with --launcher={name}, which stops no run; allowed {instead}"
+    if _HANG_SECONDS.value is not None:
+        raise UserError(f"--hang_seconds: {more}")
+    for point in wanted:
+        if point.part.pruning:
+            where = f"{point.part.name}: " if point.part.name else ""
+            raise UserError(f"--sweep: {where}pruning: {more}")
 
 
 def _help(overrides: list[str]) -> str:
@@ -202,6 +219,7 @@ def main(positional: list[str], overrides: list[str]) -> int:
         _dry_run(wanted, folder)
         return 0
     options = _launcher_options()
+    _check_launcher(wanted)
     cost(wanted[:1], None, 1)  # a config that cannot be trained stops here
     launcher = LAUNCHERS[_LAUNCHER.value](_WORKERS.value, folder, options)
     url = _STORAGE.value

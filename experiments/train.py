@@ -99,9 +99,15 @@ def _check_flags() -> None:
     """Refuses flags that do not go together."""
     if _CHANGE_SCHEDULE.value and not _EXTEND.value:
         raise UserError("--change_schedule: only with --extend")
-    for other in (_OVERWRITE, _RESET_OPTIMIZER, _EVALUATE):
-        if _EXTEND.value and other.value:
-            raise UserError(f"--extend: not with --{other.name}")
+    apart = (
+        (_EXTEND, (_OVERWRITE, _RESET_OPTIMIZER, _EVALUATE)),
+        (_RESET_OPTIMIZER, (_OVERWRITE,)),
+        (_EVALUATE, (_OVERWRITE, _RESET_OPTIMIZER, _PROFILE)),
+    )
+    for flag, others in apart:
+        for other in others:
+            if flag.value and other.value:
+                raise UserError(f"--{flag.name}: not with --{other.name}")
 
 
 def main(positional: list[str], overrides: list[str]) -> int:

@@ -70,7 +70,7 @@ def parse(text: str) -> list[Wrapper]:
 def needs(text: str) -> tuple[str, ...]:
     """Extra arguments of `update` that the wrappers must get, as in the registry."""
     watched = [x.arguments.get("watch") for x in parse(text) if x.name == "skip_spikes"]
-    return ("value",) if {"loss", "both"} & set(watched) else ()
+    return ("value",) if "loss" in watched or "both" in watched else ()
 
 
 def parts_matrices(text: str) -> bool:
@@ -108,10 +108,19 @@ def _wrapper(node: ast.expr) -> Wrapper:
                 f"{_FIELD}: {name} has no argument {word.arg!r}, allowed "
                 f"{', '.join(allowed)}{nearest(word.arg or '', allowed)}"
             )
-        value = word.value
-        given[word.arg] = (
-            value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+        written = word.value
+        value = (
+            written.id if isinstance(written, ast.Name) else ast.literal_eval(written)
         )
+        # A string would be taken for a tuple of its letters.
+        listed = isinstance(value, tuple | list)
+        names = listed and all(isinstance(x, str) for x in value)
+        if allowed[word.arg].kind is tuple and not names:
+            raise UserError(
+                f"{_FIELD}: {name}: {word.arg}: given {value!r}, allowed a tuple of "
+                "names, such as ('mu',)"
+            )
+        given[word.arg] = value
     return Wrapper(name, given)
 
 
@@ -150,6 +159,12 @@ def _stepping(
         )
     apart = ("learning_rate", "adam_learning_rate")
     own = {x: value for x, value in arguments.items() if x not in apart}
+    for argument, value in own.items():
+        if argument.endswith("learning_rate") and value is not None:
+            raise UserError(
+                f"--config.optimizer.kwargs.{argument}: not with {wrappers[0].name}, "
+                "use optimizer.adam_learning_rate"
+            )
     direction = method(**accepted(method, own))
     chosen = ("weight_decay_mask", "cautious_decay", "roles")
     end = partial(descend, **{x: own[x] for x in chosen if x in own})

@@ -11,7 +11,15 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    get_type_hints,
+)
 
 import jax
 import optax
@@ -259,15 +267,47 @@ def _synonyms(flat: inspect.Signature) -> dict[str, str]:
 
 def meanings(text: str, signature: inspect.Signature) -> str:
     """The entries of a docstring for the arguments that a signature has."""
-    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"\n(?=  \S)", inside)
     kept = [
-        entry
-        for entry in entries
-        if signature.parameters.keys()
-        & set(entry.partition(":")[0].strip().split(", "))
+        entry.text
+        for entry in entries(text)
+        if signature.parameters.keys() & set(entry.names)
     ]
-    return textwrap.dedent("\n".join(kept)) + "\n"
+    return "\n".join(kept) + "\n"
+
+
+class Entry(NamedTuple):
+    """What a docstring says of one argument, or of several.
+
+    Attributes:
+      names: of the arguments.
+      text: names and meaning, line by line as they are written.
+      meaning: in one line.
+    """
+
+    names: tuple[str, ...]
+    text: str
+    meaning: str
+
+
+def entries(text: str) -> list[Entry]:
+    """The entries of a docstring below `Args:`, in their order.
+
+    An entry is `name: meaning`, `name (type): meaning` or `name, other: meaning`;
+    lines that are indented further go on with it.
+    """
+    inside = inspect.cleandoc(text).partition("\nArgs:\n")[2]
+    block = textwrap.dedent(re.split(r"^\S", inside, maxsplit=1, flags=re.M)[0])
+    parts = re.split(r"^([*\w][*\w, ]*)((?: \([^)\n]*\))?:)", block, flags=re.M)
+    return [
+        Entry(
+            tuple(re.findall(r"\w+", names)),
+            (names + kind + meaning).rstrip(),
+            " ".join(meaning.split()),
+        )
+        for names, kind, meaning in zip(
+            parts[1::3], parts[2::3], parts[3::3], strict=True
+        )
+    ]
 
 
 def _called_as(

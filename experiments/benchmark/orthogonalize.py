@@ -16,12 +16,17 @@ from optlab.matrices.coefficients.presets import MUON, fit_coefficients, mixture
 from optlab.matrices.orthogonalize import orthogonalize
 
 FLAGS = flags.FlagValues()
-_WIDTH = flags.DEFINE_integer("width", 768, "of the square matrices", flag_values=FLAGS)
+_WIDTH = flags.DEFINE_integer(
+    "width", 768, "orthogonalize: side of the square matrices", flag_values=FLAGS
+)
 _HIDDEN = flags.DEFINE_integer(
-    "hidden", 2048, "longer side of the others", flag_values=FLAGS
+    "hidden", 2048, "orthogonalize: longer side of the others", flag_values=FLAGS
 )
 _TURNS = flags.DEFINE_integer(
-    "turns", 5, "runs in turns, of which the median counts", flag_values=FLAGS
+    "turns",
+    5,
+    "orthogonalize: runs in turns, of which the median counts",
+    flag_values=FLAGS,
 )
 
 COLUMNS = (

@@ -24,20 +24,20 @@ MODEL = flags.DEFINE_enum(
     "model",
     None,
     [*SIZES],
-    "step: shapes, 130M by default; train: 20M on a CPU, else 350M",
+    "step, memory: shapes, 130M by default; train: 20M on a CPU, else 350M",
     flag_values=FLAGS,
 )
 _LAYERS = flags.DEFINE_integer(
-    "layers", 1, "layers of the steps that are timed", flag_values=FLAGS
+    "layers", 1, "step: layers of the steps that are timed", flag_values=FLAGS
 )
 _COMPILED_LAYERS = flags.DEFINE_integer(
     "compiled_layers",
     12,
-    "layers of the programs whose compilation is timed",
+    "step: layers of the programs whose compilation is timed",
     flag_values=FLAGS,
 )
 RUNS = flags.DEFINE_integer(
-    "runs", 5, "runs in turns, of which the median counts", flag_values=FLAGS
+    "runs", 5, "step, train: in turns, of which the median counts", flag_values=FLAGS
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",

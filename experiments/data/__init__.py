@@ -24,10 +24,10 @@ from experiments.data.windows import Corpus as Corpus
 from optlab.origins import refuse_other
 from optlab.signatures import accepted, parameters_of, takes
 
-# Fields of `task` that only some sources have; None where they are not given.
-_OWN_FIELDS = ("path", "subset", "tokenizer", "vocab_size")
-# Those that a source gets where it has an argument of that name.
-FIELDS = (*_OWN_FIELDS, "text_field")
+# Fields of `task` that a source gets where it has an argument of that name.
+FIELDS = ("path", "subset", "tokenizer", "vocab_size", "text_field")
+# What they are where they are not given, if not None.
+_DEFAULTS = {"text_field": "text"}
 
 
 class Source(NamedTuple):
@@ -97,8 +97,9 @@ def load(config: ml_collections.ConfigDict, task: str) -> Any:
             f"task.name={config.name}"
         )
     source = SOURCES[config.data]
-    for field in _OWN_FIELDS:
-        if config[field] is not None and not takes(source.load, field):
+    for field in FIELDS:
+        given = config[field] != _DEFAULTS.get(field)
+        if given and not takes(source.load, field):
             raise ValueError(
                 f"task.{field}: given {config[field]!r}, task.data={config.data} has "
                 "none"

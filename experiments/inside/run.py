@@ -35,11 +35,16 @@ def load_config(
     path = folder / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        fields = flatten_json(content["config"])
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no config.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    own = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(own, dict):
+        raise UserError(f"{path} cannot be used: it has no config of a run")
+    fields = flatten_json(own)
     for word in overrides:
         field = word.partition("config.")[2].partition("=")[0]
         if not field.startswith(tuple(x for x in MAY_CHANGE if x.startswith("mesh"))):

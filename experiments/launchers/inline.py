@@ -42,6 +42,7 @@ class Inline:
     OPTIONS: ClassVar[Mapping[str, str] | None] = {}
     slots = workers = 1
     shares_terminal = True  # the training shows its own progress
+    blocks = True
 
     def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
         """Takes one worker.

@@ -48,12 +48,15 @@ class Launcher(Protocol):
       slots: how many points it takes at once.
       workers: how many of them run at once.
       shares_terminal: whether a training shows its own progress.
+      blocks: whether points are at their end when `start` returns, so that none can be
+        stopped before.
     """
 
     OPTIONS: ClassVar[Mapping[str, str] | None]
     slots: int
     workers: int
     shares_terminal: bool
+    blocks: bool
 
     def __init__(
         self, workers: int, folder: pathlib.Path, options: Mapping[str, Any]

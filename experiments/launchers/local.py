@@ -4,7 +4,7 @@ import os
 import pathlib
 import signal
 import subprocess
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from experiments.errors import UserError
@@ -61,6 +61,7 @@ class Local:
         "default 1 where there are fewer than four cores a worker",
     }
     shares_terminal = False
+    blocks = False
 
     def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
         """Takes the options of `OPTIONS`.
@@ -72,9 +73,10 @@ class Local:
         self.slots = self.workers = workers
         # Threads of several workers on the same cores only wait for each other.
         crowded = workers > 1 and (os.cpu_count() or 1) < 4 * workers
-        alone = _integer(options, "threads", int(crowded), (0, 1))
+        alone = _integer(options, "threads", int(crowded), range(2), "0 or 1")
         self._variables = {"XLA_FLAGS": _one_thread()} if alone else {}
-        gpus = _integer(options, "gpus", 0, range(workers, 1 << 16))
+        least = f"an integer, at least --workers={workers}"
+        gpus = _integer(options, "gpus", 0, range(workers, 1 << 16), least)
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else map(str, range(gpus))
         self._gpus = list(names)[:gpus]
@@ -110,11 +112,12 @@ class Local:
         return None
 
 
-def _integer(options: Mapping, name: str, default: int, allowed: Container[int]) -> int:
+def _integer(
+    options: Mapping, name: str, default: int, allowed: range, said: str
+) -> int:
     value = options.get(name, default)
     if name in options and (type(value) is not int or value not in allowed):
-        few = "0 or 1" if isinstance(allowed, tuple) else "one for each worker"
-        raise UserError(f"--launcher_options: {name}: given {value!r}, allowed {few}")
+        raise UserError(f"--launcher_options: {name}: given {value!r}, allowed {said}")
     return value
 
 

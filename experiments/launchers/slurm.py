@@ -100,6 +100,7 @@ class Slurm:
     # None: submitit knows them.
     OPTIONS: ClassVar[Mapping[str, str] | None] = None
     shares_terminal = False
+    blocks = False
 
     def __init__(self, workers: int, folder: pathlib.Path, options: Mapping):
         """Takes submitit's names of sbatch's options, such as `partition` or `time`.

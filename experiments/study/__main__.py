@@ -19,6 +19,7 @@ import pathlib
 from absl import flags
 
 from experiments import command
+from experiments.errors import UserError
 from experiments.reporting.files import markdown
 from experiments.study import claims, plan, report, table, work
 
@@ -70,11 +71,23 @@ def _plan(chosen: list[claims.Claim], runs: pathlib.Path) -> None:
     print(markdown(["claim", "arms", "runs", "left", "core hours left"], rows), end="")
 
 
+def _check(positional: list[str], runs: pathlib.Path) -> None:
+    """Raises a `UserError` for what would be ignored, or taken for no runs."""
+    if _PLAN.value and _REPORT.value:
+        raise UserError("--plan: not with --report")
+    if _REPORT.value and positional:
+        raise UserError(f"{positional[0]!r}: --report is of all claims, allowed none")
+    reads = _PLAN.value or _REPORT.value
+    if reads and _RUNS.present and not runs.is_file():
+        raise UserError(f"--runs: no file {str(runs)!r}")
+
+
 def main(positional: list[str], overrides: list[str]) -> int:
     """Runs, plans or reports, and returns the exit status."""
     command.no_arguments((), overrides)
     chosen = claims.load(positional)
     runs = pathlib.Path(_RUNS.value)
+    _check(positional, runs)
     if _PLAN.value:
         _plan(chosen, runs)
         return 0

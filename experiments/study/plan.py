@@ -116,6 +116,12 @@ def sizes(claims: Sequence[Claim], known: Mapping[str, Row]) -> list[Size]:
     return found
 
 
+def counts(results: Results) -> tuple[int, int]:
+    """How many runs of a claim there are, and about how many are missing."""
+    left = [_left(tried) for tried in results.values()]
+    return sum(len(tried.rows) for tried in results.values()), len(set().union(*left))
+
+
 def _left(tried: Tried) -> set[str]:
     """Keys of the runs to come, if what is best now, or the centre, stays best."""
     found = set()

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.reporting import figures as drawn
 from experiments.reporting.files import markdown, split, write_csv
-from experiments.study import advice, figures, rules, table
+from experiments.study import advice, figures, plan, rules, table
 from experiments.study.arms import RATE
 from experiments.study.claims import Claim
 from experiments.study.results import Results, Tried
@@ -74,8 +74,10 @@ def write(
 def decided(claim: Claim, results: Results) -> Verdict:
     """The verdict, where all runs are there."""
     if not results.complete:
-        made = sum(len(tried.rows) for tried in results.values())
-        return Verdict(rules.NOT_RUN, f"{made} of its runs are there")
+        made, left = plan.counts(results)
+        return Verdict(
+            rules.NOT_RUN, f"{made} of its runs are made, about {left} are missing"
+        )
     return claim.decide(results)
 
 

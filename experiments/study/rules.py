@@ -19,7 +19,7 @@ from experiments.study.table import Row
 HOLDS = "holds"
 FAILS = "does not hold"
 OPEN = "not decided at this size"
-NOT_RUN = "not run yet"
+NOT_RUN = "not enough runs yet"
 CONFIDENCE = 0.95
 
 

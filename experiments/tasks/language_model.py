@@ -20,6 +20,10 @@ class LanguageModel:
     """
 
     def __init__(self, config: ml_collections.ConfigDict):
+        if config.task.augment:
+            raise ValueError(
+                "task.augment: given True, task.name=language_model has none"
+            )
         corpus = data.load(config.task, "language_model")
         self.model = models.build(
             config, "language_model", corpus.vocab_size, config.task.context

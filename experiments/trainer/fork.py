@@ -17,14 +17,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Makes sure that there is such a checkpoint; reads none.
 
     Raises:
-      UserError: there is none, or a step is given without a run.
+      UserError: there is none.
     """
-    run, step = config.train.fork_run, config.train.fork_step
-    if run is None:
-        if step is not None:
-            raise UserError("--config.train.fork_step: only with train.fork_run")
-        return
-    _step(run, step)
+    if config.train.fork_run is not None:
+        _step(config.train.fork_run, config.train.fork_step)
 
 
 def params(config: ml_collections.ConfigDict, abstract: TrainState) -> Any:

@@ -11,6 +11,7 @@ import optax
 
 import optlab
 from experiments import wrappers
+from optlab import checks
 from optlab.compose import decay_mask
 from optlab.matrices.buckets import Distribute
 from optlab.signatures import accepted
@@ -34,6 +35,10 @@ def make_optimizer(
     Returns:
       The transformation, whose state is that of `optax.inject_hyperparams`, and the
       peak of every injected rate by argument name.
+
+    Raises:
+      ValueError: an argument is out of range; the message begins with its name.
+      UserError: a wrapper cannot be had.
     """
     section = config.optimizer
     entry = optlab.registry.get(section.name)
@@ -52,6 +57,8 @@ def make_optimizer(
         for name, value in arguments.items()
         if name.endswith("learning_rate") and value is not None
     }
+    # The optimizer itself only ever sees rates that are injected.
+    checks.rate(**peaks)
     fixed = {name: x for name, x in arguments.items() if name not in peaks}
     around = wrappers.parse(section.wrappers)
 

@@ -19,6 +19,7 @@ from experiments import looked, records
 from experiments.config import base, flatten
 from experiments.errors import UserError
 from experiments.trainer import extension, identity
+from experiments.trainer.checkpoints import Checkpoints
 from experiments.trainer.lock import lock
 from experiments.trainer.signals import STOPPED
 
@@ -91,8 +92,11 @@ class Workdir:
         self._new_optimizer = new_optimizer
         self._extend, self._change_schedule = extend, change_schedule
         self._asked = identity.asked(config, digest, files or {})
-        if extend and not self.path.exists():
-            raise UserError(f"--extend: there is no {self.path} to extend")
+        # Both need an earlier part of the run.
+        self._flag = "--extend" if extend else "--reset_optimizer"
+        self._goes_on = extend or new_optimizer
+        if self._goes_on and not self.path.exists():
+            raise UserError(f"{self._flag}: there is no {self.path} to go on with")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locks = lock(self.path)
@@ -161,8 +165,8 @@ class Workdir:
         names = [name for name in _FILES if name != "log.txt" and self._holds(name)]
         left = [x for x in names if not _is_empty_folder(self.path / x)]
         if not left:
-            if self._extend:
-                raise UserError(f"--extend: {self.path} holds no run to extend")
+            if self._goes_on:
+                raise UserError(f"{self._flag}: {self.path} holds no run to go on with")
             return None
         recorded = self._read("config.json", "put the run's own there")
         if recorded is None:
@@ -197,6 +201,11 @@ class Workdir:
         if done and not of_optimizer:
             return result
         last = self._look_for_checkpoints(before, reason)
+        checkpoints = Checkpoints(self.checkpoints, print, read_only=True)
+        if self._new_optimizer and not checkpoints.steps():
+            raise UserError(
+                f"{self._flag}: {self.path} holds no checkpoint to go on with"
+            )
         if self._extend and of_optimizer:
             self.extension = extension.extension(
                 *(before, self._asked, max(last, result.get("steps", 0))),

@@ -61,6 +61,28 @@ def test_layers_and_a_trace_are_on_record(finished):
     assert "memory: parameters 136 kB, optimizer state 272 kB" in log
 
 
+def test_an_optimizer_is_not_reset_where_nothing_goes_on(finished, small, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    # A run that stopped before its first checkpoint.
+    text = (finished / "config.json").read_text()
+    (tmp_path / "begun" / "config.json").write_text(text)
+    for name, said in (
+        ("none", "there is no .*/none to go on with"),
+        ("empty", "empty holds no run to go on with"),
+        ("begun", "begun holds no checkpoint to go on with"),
+    ):
+        with pytest.raises(UserError, match=f"--reset_optimizer: .*{said}"):
+            loop.train(
+                small(**WORDS, optimizer__name="lion"),
+                str(tmp_path / name),
+                reset_optimizer=True,
+            )
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    left = {str(path) for path in left if path.name != ".lock"}
+    assert left == {"empty", "begun", "begun/config.json"}
+
+
 def test_another_optimizer_goes_on_where_the_parameters_are(finished, small):
     words = WORDS | {"optimizer__name": "lion", "optimizer__learning_rate": 1e-3}
     with pytest.raises(UserError, match="--reset_optimizer"):

@@ -102,11 +102,22 @@ def test_arguments_are_parted():
         ("schedule.warmup_fraction=1", ["schedule.warmup_fraction", "0.99 or less"]),
         ("train.accumulate=3", ["train.accumulate", "divisor", "train.batch_size=16"]),
         ("task.eval_windows=33", ["task.eval_windows", "multiple of 32"]),
+        ("train.fork_step=0", ["fork_step: only with train.fork_run"]),
+        (
+            "optimizer.gradient_samples=4",
+            ["gradient_samples: only with optimizer.gradient=zeroth or forward"],
+        ),
+        (
+            "optimizer.gradient_mu=0.1 optimizer.gradient=forward",
+            ["gradient_mu: only with optimizer.gradient=zeroth"],
+        ),
+        ("faults.spike_scale=9", ["spike_scale: only with faults.spike_every"]),
+        ("faults.outlier_scale=9", ["outlier_scale: only with faults.outliers"]),
     ],
 )
 def test_a_wrong_field_is_one_line_that_names_it(override, parts):
     with pytest.raises(UserError) as caught:
-        load(f"--config.{override}")
+        load(*(f"--config.{word}" for word in override.split(" ")))
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:

@@ -132,6 +132,10 @@ def test_validation_windows_are_spread_over_all_tokens():
     [
         ({"data": "digits"}, r"task\.data: given 'digits', allowed stdlib, .*shards"),
         ({"path": "here"}, r"task\.path: given 'here', task\.data=stdlib has none"),
+        (
+            {"text_field": "x"},
+            r"task\.text_field: given 'x', task\.data=stdlib has none",
+        ),
         ({"data": "shards"}, r"task\.path: missing, task\.data=shards needs it"),
         (
             {"data": "shards", "path": "here", "tokenizer": "t"},

@@ -93,7 +93,7 @@ def test_another_past_is_refused_or_asked_for(small, tmp_path):
         extended(small(), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no run to extend"):
+    with pytest.raises(UserError, match="holds no run to go on with"):
         extended(small(), tmp_path / "empty")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     records, result = extended(small(train__steps=8), run, change_schedule=True)
@@ -130,6 +130,14 @@ def test_flags_that_do_not_go_together(given):
         ({"extend": True, "overwrite": True}, "--extend: not with --overwrite"),
         ({"extend": True, "evaluate": True}, "--extend: not with --evaluate"),
         ({"extend": True, "reset_optimizer": True}, "not with --reset_optimizer"),
+        (
+            {"reset_optimizer": True, "overwrite": True},
+            "--reset_optimizer: not with --overwrite",
+        ),
+        *(
+            ({"evaluate": True, other: True}, f"--evaluate: not with --{other}")
+            for other in ("overwrite", "reset_optimizer", "profile")
+        ),
     ):
         given(train._FLAGS, config="configs/digits.py", **flags)
         with pytest.raises(UserError, match=part):

@@ -1,16 +1,20 @@
 """What `--help` and the documentation say of fields, arguments and sweeps."""
 
+import inspect
 import pathlib
 import re
 
 import pytest
 
 import optlab
-from experiments import choices, parts, schedules, sweep
+from experiments import choices, command, look, parts, schedules, sweep
 from experiments.arguments import literal, meanings
+from experiments.benchmark import __main__ as benchmark
 from experiments.errors import UserError
 from experiments.field_help import describe
+from experiments.inside.measures import MEASURES
 from experiments.launchers import LAUNCHERS, Local, local
+from optlab.options import meanings as entries_of
 
 
 def squeezed(text):
@@ -28,6 +32,38 @@ def test_every_argument_that_a_choice_offers_is_explained():
                 assert said.get(argument), f"{name}: {argument}"
 
 
+def test_a_docstring_of_anyone_is_read():
+    def method(rate, width, depth, mode, *, rest):
+        """Does it.
+
+        Args:
+            rate (float: above 0): of it,
+                also: with a colon.
+
+            width, depth: how large.
+            mode: one of
+                first: this;
+                second: that.
+            **options: not for this one.
+
+        Returns:
+            rest: is no argument.
+        """
+
+    assert meanings(method) == {
+        "rate": "of it, also: with a colon.",
+        **dict.fromkeys(("width", "depth"), "how large."),
+        "mode": "one of first: this; second: that.",
+        "options": "not for this one.",
+    }
+    kept = inspect.signature(lambda depth, rate: 0)
+    text = entries_of(method.__doc__, kept)
+    assert text == (
+        "rate (float: above 0): of it,\n    also: with a colon.\n"
+        "width, depth: how large.\n"
+    )
+
+
 def test_help_has_the_values_and_meanings_of_what_is_chosen():
     words = ["--config.optimizer.name=cosmos", "--config.optimizer.kwargs.rank=7"]
     said = describe("configs/digits.py", [*words, "--config.schedule.name=uba"])
@@ -36,7 +72,7 @@ def test_help_has_the_values_and_meanings_of_what_is_chosen():
         "--config.task.data=digits\n",
         "Arguments of optimizer.name=cosmos\n",
         "--config.optimizer.kwargs.rank=7\n      of the basis, cut to the smaller side",
-        "--config.optimizer.kwargs.adam_b1=0.9\n      of these leaves.",
+        "--config.optimizer.kwargs.adam_b1=0.9\n      decay of Adam's momentum on the",
         "--config.schedule.kwargs.phases=1\n      how many times the fall is repeated.",
         "Arguments of model.name=mlp: none",
     ):
@@ -77,6 +113,16 @@ def test_sweep_files_and_launchers_are_explained_in_both_places(given):
             assert f"`{argument or name}`" in row
 
 
+def test_flags_are_shown_as_they_are_given():
+    said = command._help("", look._FLAGS, "")
+    assert f"  --what={','.join(MEASURES)}\n" in said and "--steps=\n" in said
+    # Suites share their flags; each says whose it is.
+    for name in benchmark._FLAGS:
+        whose = re.sub(r"^<.*?>: ", "", benchmark._FLAGS[name].help).partition(": ")[0]
+        named = set(whose.split(", ")) <= set(benchmark.SUITES)
+        assert named or name in ("suite", "out"), name
+
+
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
@@ -87,6 +133,10 @@ def test_sweep_files_and_launchers_are_explained_in_both_places(given):
         ),
         ({"launcher": "local", "launcher_options": "gpus"}, "'gpus', allowed name=va"),
         ({"launcher": "local", "slurm": "time=3"}, "--slurm: .* --launcher is local"),
+        (
+            {"launcher": "slurm", "slurm": "time=3", "launcher_options": "time=4"},
+            "--launcher_options: time is given twice",
+        ),
     ],
 )
 def test_wrong_launcher_options_are_one_line(given, flags, part):
@@ -108,8 +158,8 @@ def test_each_launcher_gets_its_options(given, monkeypatch, tmp_path):
         for name in flags:
             sweep._FLAGS[name].unparse()
     for options, part in (
-        ({"gpus": 1}, "gpus: given 1, allowed one for each worker"),
-        ({"gpus": "x"}, "gpus: given 'x'"),
+        ({"gpus": 1}, "gpus: given 1, allowed an integer, at least --workers=2"),
+        ({"gpus": "two"}, "gpus: given 'two', allowed an integer, at least"),
         ({"threads": 2}, "threads: given 2, allowed 0 or 1"),
     ):
         with pytest.raises(UserError, match=part):

@@ -192,6 +192,29 @@ def test_a_folder_below_that_cannot_be_read_is_named(run, monkeypatch, capsys):
     locked.rmdir()
 
 
+def test_a_run_below_that_cannot_be_opened_is_left_out(run, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "good").symlink_to(run)
+    for name in ("damaged", "empty"):
+        (runs / name).mkdir()
+        (runs / name / "metrics.jsonl").write_text("")
+        (runs / name / "config.json").write_text("{}")
+    (runs / "empty" / "config.json").write_bytes((run / "config.json").read_bytes())
+    words = (*ORDER, "--steps=3", "--what=noise")
+    assert do(runs, *words) == 0
+    said = capsys.readouterr().err
+    assert f"left out: {runs / 'empty'} holds no checkpoint" in said
+    assert "damaged/config.json cannot be used: it has no config" in said
+    assert "1 measured already" in said
+    # One that was named is an error, and so is a folder of which nothing is left.
+    with pytest.raises(UserError, match="empty holds no checkpoint"):
+        do(runs, runs / "empty", *words)
+    (runs / "good").unlink()
+    with pytest.raises(UserError, match="no run is left to look at"):
+        do(runs, *words)
+
+
 def test_the_report_shows_it_by_itself(run, tmp_path):
     report.write_report(load_runs([run]), tmp_path)
     page = (tmp_path / "index.html").read_text()
@@ -250,6 +273,9 @@ def test_mistakes_are_one_line(run, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "config.json").write_text('{"git_commit": null}')
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_bytes((run / "config.json").read_bytes())
@@ -273,6 +299,7 @@ def test_mistakes_are_one_line(run, tmp_path):
         ((), "name at least one"),
         ((tmp_path / "none",), "is no run"),
         ((broken,), "config.json cannot be read"),
+        ((without,), "config.json cannot be used: it has no config of a run"),
         ((empty,), "no checkpoint"),
         ((run, other), "data are not"),
         ((own,), "needs --config"),

@@ -1,10 +1,13 @@
 """What only fails when the step is traced is one line, before there is a folder."""
 
+import math
+
 import pytest
 
 import optlab
 from experiments import config as configs
 from experiments.trainer import loop
+from experiments.trainer.optimizer import make_optimizer
 from experiments.trainer.program import make_program
 from optlab.optimizers.lion import lion
 from tests.experiments.conftest import small_arguments
@@ -35,6 +38,34 @@ def test_an_argument_that_fails_in_the_step_is_named(tmp_path, words, field):
     assert message.startswith(f"--config.optimizer.kwargs.{field}")
     assert message.isprintable()
     assert not (tmp_path / "run").exists()
+
+
+def test_every_number_of_an_optimizer_is_checked_by_the_library():
+    """Rates too, which the optimizer gets by injection."""
+    checked = set()
+    for name in optlab.registry.names():
+        chosen = f"--config.optimizer.name={name}"
+        kwargs = configs.load(None, [chosen])[0].optimizer.kwargs
+        for argument in kwargs:
+            if kwargs.get_type(argument) is not float or argument in checked:
+                continue
+            for value in (-1.0, math.inf) if argument.endswith("_rate") else (-1.0,):
+                word = f"--config.optimizer.kwargs.{argument}={value}"
+                config, _ = configs.load(None, [chosen, word])
+                with pytest.raises(
+                    ValueError, match=rf"^{argument} must be .* {value}"
+                ):
+                    make_optimizer(config, optlab.default_roles())[0].init({})
+                checked.add(argument)
+    assert {"vector_learning_rate", "b1", "adam_weight_decay"} < checked
+    with pytest.raises(configs.UserError, match=r"kwargs\.vector_learning_rate must"):
+        make_program(
+            load(
+                "--config.optimizer.name=lanton",
+                "--config.optimizer.kwargs.vector_learning_rate=-1",
+            ),
+            trace=False,
+        )
 
 
 def test_an_optimizer_that_fails_tells_where(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from experiments.errors import UserError
+from experiments.study import __main__ as main
 from experiments.study import arms, claims, figures, plan, rules, search, table, work
 from experiments.study.arms import DECAY, OTHERS, RATE, Arm
 from experiments.study.meanings import Meanings
@@ -190,7 +191,9 @@ def test_what_is_wanted_comes_from_the_table_alone():
     assert len(plan.wanted(chosen, {}, 100)) == 6  # the second has them already
     sizes = {size.claim: size for size in plan.sizes(chosen, {})}
     assert (sizes["first"].left, sizes["second"].left) == (10, 0)
+    assert plan.counts(Results(both.trials, {})) == (0, 10)
     known = table.by_key(rows_of(both.trials, bowl(8e-3)))
+    assert plan.counts(Results(both.trials, known)) == (len(known), 0)
     first = dict(list(known.items())[:1])  # of 30 seconds, as it is of the same shape
     left = plan.sizes(chosen, first)[0]
     assert left.hours == pytest.approx(left.left * 30 / 3600)
@@ -223,6 +226,29 @@ def test_a_refined_schedule_waits_for_the_norms_of_the_run_that_it_refines(
     (tmp_path / again.norms).mkdir(parents=True)
     asked = plan.wanted(chosen, known, 100)
     assert {one.fields["schedule.kwargs.run"] for one in asked} == {again.norms}
+
+
+def test_a_table_that_is_not_there_is_no_table_without_runs(
+    tmp_path, monkeypatch, given, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for flags, names, said in (
+        ({"plan": True, "runs": "typo.csv"}, [], "--runs: no file 'typo.csv'"),
+        ({"report": True, "runs": "typo.csv"}, [], "--runs: no file 'typo.csv'"),
+        ({"report": True}, ["cosmos"], "'cosmos': --report is of all claims"),
+        ({"report": True, "plan": True}, [], "--plan: not with --report"),
+    ):
+        given(main._FLAGS, **flags)
+        with pytest.raises(UserError, match=said):
+            main.main(names, [])
+        for name in flags:
+            main._FLAGS[name].unparse()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    table.write(tmp_path / "runs.csv", [])
+    given(main._FLAGS, plan=True, runs=tmp_path / "runs.csv")
+    assert main.main(["cosmos_memory"], []) == 0
+    assert "| cosmos_memory | 3 | 0 |" in capsys.readouterr().out.replace("\\_", "_")
 
 
 def test_every_arm_of_every_claim_has_a_config():

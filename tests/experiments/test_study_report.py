@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from scipy import stats
 
-from experiments.study import advice, claims, report, rules, table
+from experiments.study import advice, claims, plan, report, rules, table
 from experiments.study.arms import RATE, Arm
 from experiments.study.results import Results, Tried
 from experiments.study.search import Axis, Search
@@ -144,6 +144,33 @@ def made_up(values, seed):
     return 2 + 0.003 * (seed + 1) ** 2 + 0.01 * abs(math.log2(values[0] / 3e-3))
 
 
+def _shifted(name, gains, flops):
+    """The verdict on a claim whose arms gain so much over `made_up`, at such costs."""
+    (one,) = claims.load([name])
+    rows = []
+    for arm, trial in one.trials.items():
+        gain = next((x for part, x in gains.items() if part in arm), 0.0)
+        made = rows_of({arm: trial}, lambda v, s, gain=gain: made_up(v, s) - gain)
+        rows += [x._replace(flops=flops.get(arm, 100)) for x in made]
+    return one.decide(Results(one.trials, table.by_key(rows))).word
+
+
+@pytest.mark.parametrize(
+    ("name", "gains", "flops", "word"),
+    [
+        ("adahessian_interval", {}, {"every 5": 119}, rules.HOLDS),
+        ("adahessian_interval", {}, {"every 5": 130}, rules.FAILS),
+        ("adahessian_interval", {"every 5": -1}, {"every 5": 119}, rules.FAILS),
+        ("cosmos_gamma", {"gamma 0.5": 0.1}, {}, rules.HOLDS),
+        ("cosmos_gamma", {"gamma 0.5": 0.1, "gamma 1": 0.2}, {}, rules.FAILS),
+        ("images", {"adamw": 0, "sgd": 0, "": 0.1}, {}, rules.HOLDS),
+        ("images", {"adamw": 0, "sgd": 0.2, "": 0.1}, {}, rules.FAILS),
+    ],
+)
+def test_a_claim_is_decided_by_all_that_it_says(name, gains, flops, word):
+    assert _shifted(name, gains, flops) == word
+
+
 def test_a_table_of_runs_makes_the_whole_report(tmp_path):
     every = claims.load()
     some = [x for x in every if x.name in ("root", "cosmos_rank", "lanton_spread")]
@@ -191,7 +218,11 @@ def test_without_runs_every_claim_says_so(tmp_path):
     some = claims.load(["methods", "cosmos_memory", "uba_adamw"])
     report.write(some, [], tmp_path)
     page = (tmp_path / "results/study/README.md").read_text()
-    assert page.count(f"**{rules.NOT_RUN}**") == 3 and "figures/" not in page
+    for one in some:
+        left = plan.sizes([one], {})[0].left
+        said = f"**{rules.NOT_RUN}**: 0 of its runs are made, about {left} are missing."
+        assert said in page and left > 9
+    assert "figures/" not in page
     assert (
         "have not been run from enough seeds yet"
         in (tmp_path / "docs/study.md").read_text()

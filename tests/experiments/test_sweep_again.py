@@ -266,8 +266,9 @@ def test_an_optimizer_of_a_config_file_is_swept(tmp_path, stub, given, monkeypat
 
 def test_a_field_is_set_back_to_none(tmp_path):
     field = "optimizer.adam_learning_rate"
-    path = tmp_path / "swept.py"
-    part = {"config": "configs/digits.py", "overrides": {field: 0.1}}
+    path, config = tmp_path / "swept.py", tmp_path / "config.py"
+    config.write_text(CONFIG.format(f"config.{field} = 0.1"))
+    part = {"config": str(config)}
     for axes, design in (
         ({field: [None, 0.2]}, "grid"),
         ({field: [0.2, None]}, "one_at_a_time"),
@@ -277,7 +278,8 @@ def test_a_field_is_set_back_to_none(tmp_path):
         found = [p.config.optimizer.adam_learning_rate for p in points.load(str(path))]
         assert found == ([None, 0.2] if design == "grid" else [0.1, 0.2, None])
     # The point about which others vary may have none.
-    given = part | {"overrides": {}, "axes": {field: [0.2]}, "design": "one_at_a_time"}
+    part = {"config": "configs/digits.py", "design": "one_at_a_time"}
+    given = part | {"axes": {field: [0.2]}}
     path.write_text(f"def get_sweep():\n    return {given!r}\n")
     labels = [point.label() for point in points.load(str(path))]
     assert labels == ["adam_learning_rate=None", "adam_learning_rate=0.2"]

@@ -15,10 +15,7 @@ GOOD = {
     "overrides": {"train.steps": 10},
     "axes": {RATE: [0.001, 0.01]},
     "design": "grid",
-    "trials": 2,
-    "skip": 0,
     "seeds": [0, 1],
-    "pruning": {"first": 2, "factor": 2},
     "name": "one",
 }
 AXES = "axes: given .*"
@@ -56,6 +53,16 @@ WRONG = {
     "GOOD | {'pruning': {'first': 2, 'factor': 1}}": "pruning: given .*allowed first",
     "GOOD | {'name': 3}": "name: given 3, allowed a string",
     "GOOD | {'trials': -1}": "trials: given -1, allowed an integer, 0 to 10000",
+    "GOOD | {'trials': 3}": "trials: only with design halton, and design is grid",
+    "CENTER | {'skip': 3}": "skip: only with design halton, and design is one_at_a_",
+    "GOOD | {'axes': {RATE: (1e-4, 1e-2, 'log')}}": AXES + "needs design halton",
+    "CENTER | {'axes': {RATE: [0, 2, 'linear']}}": AXES + "needs design halton",
+    "GOOD | {'overrides': {RATE: 0.1}}": "overrides: .*rate is a field of axes",
+    "HALTON | {'overrides': {RATE: 0.1}}": "overrides: .*rate is a field of axes too",
+    "GOOD | {'axes': {NAME: ['adamw'], 'optimizer.kwargs.ns_steps': [5]}}": (
+        "ns_steps: no such .*in the point --config.optimizer.name=adamw "
+        "--config.optimizer.kwargs.ns_steps=5"
+    ),
     "HALTON | {'trials': 0}": "trials: given 0, allowed 1 or more",
     "HALTON | {'skip': 10**9}": "skip: given 1000000000, allowed an integer, 0 to",
     "HALTON | {'axes': {RATE: (0, 1, 'log')}}": AXES + "above 0 with log",
@@ -70,7 +77,10 @@ WRONG = {
 def written(folder, text):
     path = folder / "swept.py"
     head = f"import math\nRATE = {RATE!r}\nGOOD = {GOOD!r}\n"
+    head += "NAME = 'optimizer.name'\n"
     head += "HALTON = GOOD | {'design': 'halton', 'axes': {RATE: (0.1, 0.2, 'log')}}\n"
+    head += "HALTON['trials'] = 2\n"
+    head += "PRUNED = GOOD | {'pruning': {'first': 2, 'factor': 2}}\n"
     head += "CENTER = GOOD | {'design': 'one_at_a_time'}\n"
     path.write_text(f"{head}\ndef get_sweep():\n    return {text}\n")
     return str(path)
@@ -82,6 +92,32 @@ def test_a_wrong_sweep_is_one_line_that_names_the_field(tmp_path, text):
         points.load(written(tmp_path, text))
     assert str(caught.value).startswith(("--sweep: ", "--config"))
     assert str(caught.value).isprintable()
+
+
+def test_what_a_sweep_varies_is_not_set_for_all_points(tmp_path):
+    for text, field in (("GOOD", RATE), ("GOOD", "seed"), ("CENTER", RATE)):
+        with pytest.raises(UserError, match=f"--config.{field}: the sweep gives it"):
+            points.load(written(tmp_path, text), [f"--config.{field}=1"])
+    one = written(tmp_path, "GOOD | {'seeds': [3]}")
+    assert [x.config.seed for x in points.load(one, ["--config.seed=1"])] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("PRUNED", {}, "--sweep: one: pruning: not with --launcher=inline"),
+        ("GOOD", {"hang_seconds": 9}, "--hang_seconds: not with --launcher=inline"),
+        ("GOOD", {"workers": 2}, "--workers: given 2, --launcher=inline has 1"),
+    ],
+)
+def test_what_the_launcher_cannot_do_is_refused(tmp_path, monkeypatch, given, case):
+    text, flags, said = case
+    monkeypatch.setattr(sweep, "cost", lambda *_: "")
+    path = written(tmp_path, text)
+    given(sweep._FLAGS, sweep=path, workdir=tmp_path / "w", **flags)
+    with pytest.raises(UserError, match=said):
+        sweep.main([], [])
+    assert not (tmp_path / "w").exists()
 
 
 def test_numpys_arrays_and_numbers_are_lists_and_numbers(tmp_path):

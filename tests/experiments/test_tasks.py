@@ -86,6 +86,10 @@ def test_augmented_images_are_crops_and_mirrors():
     [
         ({"task__data": "cifar10"}, r"task\.path: missing, task\.data=cifar10"),
         (
+            {"task__name": "language_model", "task__augment": True},
+            r"task\.augment: given True, task\.name=language_model has none",
+        ),
+        (
             {"task__data": "stdlib"},
             r"task\.data: given 'stdlib', allowed digits",
         ),

@@ -37,6 +37,14 @@ def test_words_stand_for_wrappers_and_their_arguments():
         *((bad, "given .*, allowed names and arguments") for bad in ("a b", "1", "]")),
         *((bad, "allowed names") for bad in ("cautious(3)", "cautious(rescale=a.b)")),
         ("cautious(**x)", "no argument None"),
+        *(
+            (
+                f"small_state({name}={bad})",
+                f"{name}: given .*, allowed a tuple of names",
+            )
+            for name in ("first_moments", "second_moments")
+            for bad in ("mu", "3", "(1,)", "None")
+        ),
     ],
 )
 def test_words_that_name_no_wrapper_are_one_line(words, said):
@@ -48,6 +56,7 @@ def test_words_that_name_no_wrapper_are_one_line(words, said):
     ("words", "said"),
     [
         ("skip_spikes(factor=0)", "wrappers: skip_spikes: factor"),
+        ("skip_spikes(watch=[1])", r"skip_spikes: watch must be .*: \[1\]"),
         ("small_state(dtype=int4)", "wrappers: small_state: dtype"),
         ("cosmos_h hyperball", "there is none of optimizer.name=cosmos_h"),
         ("adahessian split_weights", None),
@@ -67,6 +76,19 @@ def test_what_cannot_be_had_is_one_line_and_the_rest_is_traced(small, words, sai
         return
     with pytest.raises(configs.UserError, match=said):
         make_program(config)
+
+
+def test_rates_of_groups_do_not_go_with_directions(small):
+    """They would be factors of the rate there."""
+    for name in wrappers.ON_DIRECTIONS:
+        config = small(
+            optimizer__name="lanton",
+            optimizer__wrappers=name,
+            optimizer__kwargs__vector_learning_rate=0.1,
+        )
+        said = f"kwargs.vector_learning_rate: not with {name}"
+        with pytest.raises(configs.UserError, match=said):
+            make_program(config, trace=False)
 
 
 def jumps(losses, window, factor):

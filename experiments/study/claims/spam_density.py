@@ -9,8 +9,9 @@ Sparse momentum at a density of 25% costs SPAM little, for a state of a quarter.
 SOURCE = "SPAM, arXiv 2501.06842, section on sparse momentum"
 RULE = """
 It holds if the loss at density 0.25 is at most 0.02 nats above that of SPAM with its
-whole interval and the state is smaller, and does not if the whole interval is above
-that.
+whole interval, and its state is at most half of SPAM's, since that of embeddings and
+vectors stays whole; it does not if the whole interval is above that, or the state is
+larger.
 """
 
 

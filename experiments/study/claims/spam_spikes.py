@@ -8,9 +8,9 @@ SPAM and Stable-SPAM stand spikes of the gradient better than Adam with clipping
 """
 SOURCE = "SPAM, arXiv 2501.06842; Stable-SPAM, arXiv 2502.17055"
 RULE = """
-It holds if both losses are lower than that of Adam with clipping by an interval above
-0, and does not if one interval lies at or below 0. Adam that skips spikes is shown
-beside them.
+Every 40th gradient is a thousand times too large. It holds if both losses are lower
+than that of Adam with clipping by an interval above 0, and does not if one interval
+lies at or below 0. Adam that skips spikes is shown beside them.
 """
 
 
