@@ -5,8 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optlab.roles import leaf_name
-
 
 def at_least_float32(dtype: Any) -> Any:
     """The dtype, or float32 if that is wider; under strict promotion as well."""
@@ -43,6 +41,7 @@ def check_floating(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            of = f"{name}: {leaf_name(path)!r}" if path else name
+            place = jax.tree_util.keystr(path, simple=True, separator="/")
+            of = f"{name}: {place!r}" if path else name
             got = f"a {type(leaf).__name__}" if dtype is None else f"{dtype}"
             raise ValueError(f"{of} must be an array of floating numbers, got {got}")
