@@ -5,6 +5,7 @@ of those only the shape and the kind of number are looked at.
 """
 
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,51 @@ def distribution(distribute: Any, chunk_bytes: Any = None) -> None:
             "distribute must be made by optlab.sharding.over_mesh or over_axis, got "
             f"{distribute!r}"
         )
+
+
+def is_transform(value: Any) -> bool:
+    """Whether it is one of optax; `optax.MultiSteps` is none by its type."""
+    methods = (getattr(value, name, None) for name in ("init", "update"))
+    return all(map(callable, methods)) and not isinstance(value, type)
+
+
+def transform(**values: Any) -> None:
+    """Raises `ValueError` for what is no optax transformation."""
+    for name, value in values.items():
+        if not is_transform(value):
+            raise ValueError(
+                f"{name} must be an optax transformation, such as optlab.lion(1e-4), "
+                f"got {_brief(value)}"
+            )
+
+
+def factory(**values: Any) -> None:
+    """Raises `ValueError` for what makes no optimizer, since it is no function."""
+    for name, value in values.items():
+        if not callable(value):
+            raise ValueError(
+                f"{name} must be a function that makes an optimizer, such as "
+                f"optlab.lion, got {_brief(value)}"
+            )
+
+
+def _brief(value: Any) -> str:
+    """What a value is, on one line whatever it is."""
+    name = getattr(value, "__name__", None)
+    return f"{name}, not called" if name else " ".join(reprlib.repr(value).split())
+
+
+def names(**values: Any) -> None:
+    """Raises `ValueError` for what is no tuple or list of names.
+
+    A plain string would be taken for its letters.
+    """
+    for name, value in values.items():
+        several = isinstance(value, tuple | list)
+        if not several or not all(isinstance(x, str) for x in value):
+            raise ValueError(
+                f"{name} must be a tuple of names, such as ('mu',), got {value!r}"
+            )
 
 
 def one_of(allowed: tuple[str, ...], **values: Any) -> None:

@@ -14,6 +14,7 @@ from optlab.dtypes import at_least_float32
 from optlab.leaves import over_leaves
 from optlab.options import DecayOptions, Rate, SpreadOptions, pick
 from optlab.roles import VECTOR, as_rule, leaf_name, tree_groups
+from optlab.said import overhearing
 from optlab.state import say
 
 
@@ -89,12 +90,15 @@ def by_role(
     Args:
       matrices: for leaves whose role is `Matrix`.
       others: for embeddings, heads and vectors.
-      roles: a rule, a tree of `optax.contrib.MuonDimensionNumbers`, or None for
-        `default_roles()`.
+      roles: see :mod:`optlab.options`.
 
     Returns:
       The partition of the two.
+
+    Raises:
+      ValueError: `matrices` or `others` is no transform, or `roles` no rule.
     """
+    checks.transform(matrices=matrices, others=others)
     rule = as_rule(roles)
 
     def labels(params):
@@ -146,29 +150,58 @@ def descend(
     checks.boolean(cautious_decay=cautious_decay)
     as_rule(roles)  # what is no rule is refused now
     mask = decay_mask(weight_decay_mask, roles)
-    return in_state_dtype(
-        optax.chain(
-            open_to_masks(direction),
-            _add_decay(weight_decay, mask, decay_start, cautious_decay),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+    steps = optax.chain(
+        open_to_masks(direction, "descend"),
+        _add_decay(weight_decay, mask, decay_start, cautious_decay),
+        optax.scale_by_learning_rate(learning_rate),
     )
+    return in_state_dtype(with_sign(steps, descends=learning_rate is not None))
+
+
+def with_sign(
+    tx: optax.GradientTransformation, *, descends: bool
+) -> optax.GradientTransformationExtraArgs:
+    """`tx`, of which `init` tells whether its updates descend.
+
+    Of the parts of a chain the last one that tells has the word. optax's own tell
+    nothing.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init_fn(params):
+        state = tx.init(params)
+        say("descends", params, descends)
+        return state
+
+    return optax.GradientTransformationExtraArgs(init_fn, tx.update)
 
 
 def open_to_masks(
-    direction: optax.GradientTransformation,
+    direction: optax.GradientTransformation, owner: str
 ) -> optax.GradientTransformationExtraArgs:
     """Where :func:`optlab.cautious` reaches a direction, before rate and decay.
 
     It comes as two extra arguments of `update`, which every wrapper passes down:
     `direction_mask`, a function of directions and gradients, and `mask_gradients`, the
     gradients that the optimizer was given.
+
+    Args:
+      direction: what ascends. In `init` an optimizer of this library is refused.
+      owner: what the message says wants it.
     """
+    checks.transform(direction=direction)
     direction = optax.with_extra_args_support(direction)
 
     def init_fn(params):
         say("open to masks", params, True)
-        return direction.init(params)
+        with overhearing() as said:
+            state = direction.init(params)
+        if any(said.get("descends", {}).values()):
+            raise ValueError(
+                f"direction: an optimizer, whose updates descend; give {owner} a "
+                "direction such as optlab.directions.muon() or optlab.muon(None)"
+            )
+        return state
 
     def update_fn(updates, state, params=None, **extra):
         mask = extra.pop("direction_mask", None)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import optax
 
+from optlab.checks import is_transform
 from optlab.decay import leaf_decays
 from optlab.roles import Matrix, Rule, View, as_rule, doubts, group, leaf_name
 from optlab.state import make_abstract_state, owning_parameter, state_leaves
@@ -115,9 +116,9 @@ def describe(
       ValueError: `tx` works with other roles than `rule` says, or the optimizer stands
         in the place of `params`.
     """
-    if _is_transform(params):
+    if is_transform(params):
         raise ValueError("params: an optimizer; the order is describe(params, tx)")
-    if _is_transform(rule) or (tx is not None and not _is_transform(tx)):
+    if is_transform(rule) or (tx is not None and not is_transform(tx)):
         tx, rule = rule, tx
     transform = cast(optax.GradientTransformation | None, tx)
     state, said = [], {}
@@ -170,11 +171,6 @@ def describe(
     rules = list(said.get("rules", {}).values()) if rule is None else []
     notes = [doubts(params, each) for each in rules or [default]]
     return Description(rows, {k: text for n in notes for k, (_, text) in n.items()})
-
-
-def _is_transform(x: Any) -> bool:
-    """Whether it is one of optax; `optax.MultiSteps` is none by its type."""
-    return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
 
 
 def _role(role: Any, leaf: Any) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 import optax
 
+from optlab.compose import with_sign
 from optlab.optimizers import adahessian as _adahessian
 from optlab.optimizers import baselines as _baselines
 from optlab.optimizers import cosmos as _cosmos
@@ -67,7 +68,8 @@ def _direction(
             flat.bind(**kwargs)
         except TypeError as error:
             raise TypeError(f"{name} {error}") from None
-        return optax.chain(alias(1.0, **plain, **kwargs), optax.scale(-1.0))
+        turned = optax.chain(alias(1.0, **plain, **kwargs), optax.scale(-1.0))
+        return with_sign(turned, descends=False)
 
     direction.__signature__ = flat  # type: ignore[attr-defined]
     # Pickled by their place in this module, not in that of the alias.

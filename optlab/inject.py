@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optlab import checks
 from optlab.signatures import own_names
 
 _PLAIN = frozenset({float, int, bool, str, "float", "int", "bool", "str"})
@@ -44,7 +45,11 @@ def inject_hyperparams(
 
     Returns:
       The factory's like, with its signature. It raises what the factory raises.
+
+    Raises:
+      ValueError: `factory` is no function, such as an optimizer that was made already.
     """
+    checks.factory(factory=factory)
     signature = inspect.signature(factory)
     named = factory.func if isinstance(factory, functools.partial) else factory
     name = getattr(named, "__name__", "factory")

@@ -35,7 +35,8 @@ def over_leaves(
     Leaves without entries, and those whose gradient is None, stand aside: their update
     is what came in, and their state stays. The parameters and the extra arguments may
     have anything in the place of such a None, as `optax.adamw` allows. Dtypes are
-    promoted by jax's standard rule, whatever the caller's setting.
+    promoted by jax's standard rule, whatever the caller's setting. Gradients of whole
+    numbers are refused, since their updates would be cut to whole numbers.
 
     Args:
       init_fn: of the transformation.
@@ -53,6 +54,7 @@ def over_leaves(
             return init_fn(_without_odd_leaves(params, params))
 
     def inside(updates, state, params, extra):
+        _refuse_whole_numbers(updates)
         with jax.numpy_dtype_promotion("standard"):
             if not any(map(_is_odd, jax.tree.leaves(updates, is_leaf=_is_none))):
                 with _checked(init_fn, updates, state):
@@ -171,6 +173,15 @@ def _put_back(state: Any, part: Any) -> Any:
     """The state with those of its leaves that `part` has from there."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(part))
     return jax.tree_util.tree_map_with_path(leaves.get, state)
+
+
+def _refuse_whole_numbers(gradients: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        dtype = getattr(leaf, "dtype", float)
+        if jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_):
+            raise ValueError(
+                f"grads: {leaf_name(path)!r} is {dtype}, and gradients are floating"
+            )
 
 
 def _refuse_complex(method: str, params: Any) -> None:

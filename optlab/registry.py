@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import optax
 
+from optlab import checks
 from optlab.optimizers import root as _root
 from optlab.optimizers import spam as _spam
 from optlab.optimizers.adahessian import adahessian
@@ -107,8 +108,10 @@ def register(
     Raises:
       ValueError: the name is taken by another factory; both files are named. The same
         function of the same file is no other one: a config file that is read again has
-        made it again.
+        made it again. Or `needs` is a string and no tuple of names.
     """
+    if not callable(needs):
+        checks.names(needs=needs)
     refuse_other(name, _ENTRIES[name].factory if name in _ENTRIES else None, factory)
     needs_for = needs if callable(needs) else partial(_always, tuple(needs))
     _ENTRIES[name] = Entry(name, factory, needs_for({}), needs_for, diagnose or {})

@@ -24,6 +24,15 @@ def note(subject: str, entries: Mapping[Any, Any]) -> None:
 
 
 @contextlib.contextmanager
+def overhearing() -> Iterator[Said]:
+    """As `listening`, and whoever listens outside of it is told the same."""
+    with listening() as said:
+        yield said
+    for subject, entries in said.items():
+        note(subject, entries)
+
+
+@contextlib.contextmanager
 def listening() -> Iterator[Said]:
     """Gathers what is told inside of it: by subject, then by key."""
     said: Said = {}

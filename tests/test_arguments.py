@@ -10,6 +10,8 @@ import optax
 import pytest
 
 import optlab
+from optlab.inside import spectrum
+from optlab.inside.rank import effective_rank
 from optlab.registry import get, names
 from tests.helpers.conformance import ON_SPHERES, extras
 
@@ -169,6 +171,108 @@ def test_transforms_refuse_what_their_aliases_refuse():
     ):
         with pytest.raises(ValueError, match="must be"):
             build_one()
+
+
+# What takes a transform, and the argument that it comes in.
+TAKES_TRANSFORM = {
+    "cautious": ("tx", optlab.cautious),
+    "skip_spikes": ("tx", optlab.skip_spikes),
+    "small_state": ("tx", optlab.small_state),
+    "split_weights": ("tx", optlab.split_weights),
+    "noise_adaptive": ("direction", optlab.noise_adaptive),
+    "hyperball": ("direction", lambda x: optlab.hyperball(x, 0.1)),
+    "reset_every": ("inner", lambda x: optlab.reset_every(x, 10)),
+    "by_role": ("matrices", lambda x: optlab.by_role(x, optax.sgd(1.0))),
+    "by_role, others": ("others", lambda x: optlab.by_role(optax.sgd(1.0), x)),
+    "offloaded": ("tx", optlab.sharding.offloaded),
+    "init_state": ("tx", lambda x: optlab.sharding.init_state(x, PARAMS)),
+    "state_specs": ("tx", lambda x: optlab.sharding.state_specs(x, PARAMS, PARAMS)),
+    "state_shardings": ("tx", lambda x: optlab.sharding.state_shardings(x, PARAMS)),
+    "target_step": (
+        "tx",
+        lambda x: optlab.target_step(
+            jnp.dot, jnp.sum, *(jnp.ones(2),) * 3, tx=x, eta=0.1, steps=1
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_TRANSFORM)
+def test_what_is_no_transform_is_refused_by_all_that_take_one(name):
+    argument, take = TAKES_TRANSFORM[name]
+    for value in (None, 1.0, optlab.lion, optax.MultiSteps, PARAMS, "lion"):
+        with pytest.raises(ValueError) as caught:
+            take(value)
+        message = str(caught.value)
+        start = f"{argument} must be an optax transformation, such as optlab.lion(1e-4)"
+        assert message.startswith(start) and "\n" not in message, message
+    with pytest.raises(ValueError, match="got lion, not called"):
+        take(optlab.lion)
+
+
+def test_an_optimizer_is_no_factory_and_multi_steps_is_a_transform():
+    with pytest.raises(ValueError, match=r"factory must be .*such as optlab.lion, got"):
+        optlab.inject_hyperparams(optlab.lion(1e-4))
+    several = optax.MultiSteps(optlab.lion(1e-4), 2)
+    state = jax.eval_shape(optlab.skip_spikes(several).init, PARAMS)
+    assert isinstance(state.inner, optax.MultiStepsState)
+
+
+def test_a_string_is_no_tuple_of_names():
+    for value in ("mu", None, (1,), 3):
+        for argument in ("first_moments", "second_moments"):
+            with pytest.raises(ValueError, match=f"{argument} must be a tuple of name"):
+                optlab.small_state(optax.adam(1.0), **{argument: value})
+    for needs in ("hessian_diag", 3):
+        with pytest.raises(ValueError, match="needs must be a tuple of names"):
+            optlab.register("its own", optlab.lion, needs=needs)
+    assert "its own" not in names()
+
+
+WHOLE = jnp.arange(6).reshape(2, 3)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: optlab.orthogonalize(WHOLE),
+        lambda: optlab.orthogonalize([[1, 2], [3, 4]]),
+        lambda: optlab.orthogonalize(jnp.ones((2, 3), complex)),
+        lambda: optlab.orthogonalize("matrix"),
+        lambda: optlab.conflict.cosine({"a": WHOLE}, {"a": WHOLE}),
+        lambda: optlab.conflict.realign([{"a": WHOLE}, {"a": 1 - WHOLE}]),
+        lambda: optlab.conflict.min_norm([[1.0], [-1.0]]),
+        lambda: optlab.rademacher_like(KEY, [1.0]),
+        lambda: optlab.value_grad_and_hessian_diag(jnp.sum)(WHOLE, KEY),
+        lambda: optlab.zo_value_and_grad(jnp.sum)(WHOLE, KEY),
+        lambda: optlab.forward_value_and_grad(jnp.sum)([1.0], KEY),
+        lambda: spectrum.spectrum(lambda v: v, WHOLE, KEY, order=1),
+        lambda: spectrum.top_eigenvalue(lambda v: v, {"a": 1.0}, KEY),
+        lambda: optlab.lion(1.0).update(WHOLE, optlab.lion(1.0).init(WHOLE), WHOLE),
+        lambda: optlab.clip_outliers().update({"w": WHOLE}, optax.EmptyState()),
+    ],
+)
+def test_whole_numbers_and_what_is_no_array_are_refused(call):
+    """Results in their own dtype would be cut to whole numbers."""
+    with pytest.raises(ValueError, match=r"floating") as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_and_whole_numbers_are_taken_where_the_result_is_floating():
+    nested = [[3.0, 0.0], [0.0, 4.0]]
+    found = optlab.orthogonalize(nested, steps=1)
+    np.testing.assert_array_equal(
+        found, optlab.orthogonalize(np.array(nested), steps=1)
+    )
+    for matrix in ([[1, 0], [0, 1]], np.eye(2, dtype=int)):
+        assert float(effective_rank(matrix)) == pytest.approx(2, abs=1e-5)
+    with pytest.raises(ValueError, match=r"matrix must have shape"):
+        effective_rank([1.0, 2.0])
+    with pytest.raises(ValueError, match="of real numbers"):
+        optlab.fit_coefficients((4, 4), 2, singular_values=[2.0, 1j])
+    assert optlab.blocks_in_turn([1.0, np.ones(3)], 2, 0)[0]
 
 
 def test_the_decay_of_a_momentum_has_two_names():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optlab import checks
-from optlab.dtypes import at_least_float32
+from optlab.dtypes import at_least_float32, check_floating
 
 PyTree = Any
 
@@ -21,7 +21,12 @@ def cosine(a: PyTree, b: PyTree) -> jax.Array:
 
     Returns:
       A scalar in [-1, 1].
+
+    Raises:
+      ValueError: a leaf is not floating.
     """
+    check_floating("a", a)
+    check_floating("b", b)
     norms = jnp.sqrt(_dot(a, a)) * jnp.sqrt(_dot(b, b))
     return jnp.where(norms > 0, _dot(a, b) / jnp.where(norms > 0, norms, 1), 0.0)
 
@@ -41,14 +46,14 @@ def realign(grads: Sequence[PyTree]) -> list[PyTree]:
       As many trees, in the dtypes that they came in. Add them for the step.
 
     Raises:
-      ValueError: there are fewer than two gradients.
+      ValueError: there are fewer than two gradients, or a leaf is not floating.
 
     References:
       `Rethinking Gradient Projection Continual Learning: Gradient Harmonization
       <https://arxiv.org/abs/2211.02077>`_; Yu et al., `Gradient Surgery for Multi-Task
       Learning <https://arxiv.org/abs/2001.06782>`_, for more than two.
     """
-    _at_least_two(grads)
+    _check(grads)
     squares = [_dot(g, g) for g in grads]
     made = []
     for i, g in enumerate(grads):
@@ -87,7 +92,8 @@ def min_norm(grads: Sequence[PyTree], *, steps: int = 100) -> MinNorm:
       steps: of Frank-Wolfe.
 
     Raises:
-      ValueError: there are fewer than two gradients, or `steps` is no integer >= 1.
+      ValueError: there are fewer than two gradients, a leaf is not floating, or
+        `steps` is no integer >= 1.
 
     References:
       Sener and Koltun, `Multi-Task Learning as Multi-Objective Optimization
@@ -95,7 +101,7 @@ def min_norm(grads: Sequence[PyTree], *, steps: int = 100) -> MinNorm:
       Linear Convergence of Frank-Wolfe Optimization Variants
       <https://arxiv.org/abs/1511.05932>`_.
     """
-    _at_least_two(grads)
+    _check(grads)
     checks.positive_int(steps=steps)
     gram = jnp.stack([jnp.stack([_dot(a, b) for b in grads]) for a in grads])
     solve = _closest_of_two if len(grads) == 2 else _closest_of_many
@@ -143,9 +149,10 @@ def _kept(new: jax.Array, old: jax.Array, gram: jax.Array) -> jax.Array:
     return jnp.where(same, old, new)
 
 
-def _at_least_two(grads: Sequence[PyTree]) -> None:
+def _check(grads: Sequence[PyTree]) -> None:
     if len(grads) < 2:
         raise ValueError(f"grads must be at least two trees, got {len(grads)}")
+    check_floating("grads", grads)
 
 
 def _dot(a: PyTree, b: PyTree) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optlab.dtypes import at_least_float32
+from optlab.dtypes import at_least_float32, check_floating
 
 PyTree = Any
 
@@ -31,7 +31,11 @@ def rademacher_like(key: jax.Array, tree: PyTree) -> PyTree:
 
     Returns:
       A tree like `tree`, in its dtypes.
+
+    Raises:
+      ValueError: a leaf is not floating.
     """
+    check_floating("tree", tree)
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
     signs = [
@@ -100,6 +104,8 @@ def value_grad_and_hessian_diag(
     _check_positive("samples", samples)
 
     def f(params, key, *args):
+        check_floating("params", params)
+
         def gradient(p):
             value, grads = jax.value_and_grad(loss_fn, has_aux=has_aux)(p, *args)
             return grads, value

@@ -158,12 +158,13 @@ def target_step(
       The parameters after the step, and the loss before it.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or `tx` is no transform.
 
     References:
       Lavington et al., `Target-based Surrogates for Stochastic Optimization
       <https://arxiv.org/abs/2302.02607>`_; its code at commit 205dde6.
     """
+    checks.transform(tx=tx)
     checks.positive(eta=eta)
     checks.positive_int(steps=steps)
     outputs = model(params, inputs)

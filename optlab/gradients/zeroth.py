@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optlab import checks
+from optlab.dtypes import check_floating
 
 PyTree = Any
 
@@ -152,7 +154,7 @@ def blocks_in_turn(params: PyTree, blocks: int, count: jax.Array | int) -> PyTre
     leaves, treedef = jax.tree.flatten(params)
     if blocks > len(leaves):
         raise ValueError(f"blocks must be at most {len(leaves)} leaves, got {blocks}")
-    sizes = [math.prod(x.shape) for x in leaves]
+    sizes = [math.prod(np.shape(x)) for x in leaves]
     total, before, owners = max(sum(sizes), 1), 0, []
     for place, size in enumerate(sizes):
         middle = (before + size / 2) / total
@@ -190,6 +192,7 @@ def keep_if_better(
 
 
 def _direction(key: jax.Array, params: PyTree, mask: PyTree | None) -> PyTree:
+    check_floating("params", params)
     leaves, treedef = jax.tree.flatten(params)
     keys = treedef.unflatten(list(jax.random.split(key, max(len(leaves), 1))))
     u = jax.tree.map(lambda p, k: jax.random.normal(k, p.shape, p.dtype), params, keys)

@@ -18,10 +18,16 @@ def effective_rank(matrix: jax.Array) -> jax.Array:
     Returns:
       `(...)`, of float32 at least.
 
+    Raises:
+      ValueError: `matrix` has fewer than two axes.
+
     References:
       Roy and Vetterli, `The effective rank: a measure of effective dimensionality
       <https://infoscience.epfl.ch/record/110188>`_, 2007.
     """
+    matrix = jnp.asarray(matrix)
+    if matrix.ndim < 2:
+        raise ValueError(f"matrix must have shape (..., m, n), got {matrix.shape}")
     matrix = matrix.astype(at_least_float32(matrix.dtype))
     values = jnp.linalg.svd(matrix, compute_uv=False)
     total = jnp.sum(values, -1, keepdims=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
 from optlab import checks
-from optlab.dtypes import at_least_float32
+from optlab.dtypes import at_least_float32, check_floating
 
 PyTree = Any
 Product = Callable[[PyTree], PyTree]
@@ -69,7 +69,7 @@ def spectrum(
 
     Raises:
       ValueError: `order` or `draws` is no integer of at least 1, or there are no
-        parameters.
+        parameters, or others than floating ones.
 
     References:
       Sagun et al., `Empirical Analysis of the Hessian of Over-Parametrized Neural
@@ -145,7 +145,8 @@ def top_eigenvalue(
       A scalar in the units of `A`.
 
     Raises:
-      ValueError: `steps` is no integer of at least 1, or there are no parameters.
+      ValueError: `steps` is no integer of at least 1, or there are no parameters, or
+        others than floating ones.
     """
     checks.positive_int(steps=steps)
     steps = min(steps, _size(params))
@@ -177,6 +178,7 @@ def largest_order(params: PyTree, budget_bytes: float) -> int:
 
 
 def _size(params: PyTree) -> int:
+    check_floating("params", params)
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     if not size:
         raise ValueError("params must have at least one entry, got none")

@@ -329,7 +329,8 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
     It is the trace of `f(A) = A^(1/2)`, `A = X X^T`, which Lanczos quadrature takes on
     a few fixed orthonormal probes; their error is cut down by what they miss of
     `tr A = |X|_F^2`. On noise it is within 3%; on spectra that fall over several
-    orders of magnitude it is up to 25% above the truth. Dear for `m > n`: transpose.
+    orders of magnitude it is up to 25% above the truth. Slow for `m > n`: pass the
+    transpose.
 
     References:
       Ubaru et al., *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*,

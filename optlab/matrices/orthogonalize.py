@@ -31,7 +31,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from optlab import checks
-from optlab.dtypes import at_least_float32
+from optlab.dtypes import as_floating, at_least_float32
 from optlab.matrices.coefficients.fit import NORMALIZATIONS
 from optlab.matrices.coefficients.presets import MUON, resolve_coefficients
 from optlab.matrices.linalg import unit
@@ -84,9 +84,11 @@ def orthogonalize(
       An array with the shape and dtype of `x`. Zero matrices give zero.
 
     Raises:
-      ValueError: `x` has fewer than two axes, `steps` is below one, `coeffs` are not
-        triples for that many steps, or `normalize` or `method` is unknown.
+      ValueError: `x` is not floating or has fewer than two axes, `steps` is below one,
+        `coeffs` are not triples for that many steps, or `normalize` or `method` is
+        unknown.
     """
+    x = as_floating("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (..., m, n), got {x.shape}")
     checks.one_of(("auto", "plain", "gram"), method=method)

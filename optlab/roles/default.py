@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -211,7 +211,7 @@ def default_roles(
       `rule(path, leaf)`; `leaf` is anything that has a shape.
 
     Raises:
-      ValueError: a pattern is no regular expression or the layout unknown (now), or a
+      ValueError: a pattern is no regular expression or the layout unknown (now); or a
         leaf does not have the axes that `stacked` takes off (when the rule is asked).
     """
     checks.one_of(LAYOUTS, layout=layout)
@@ -219,8 +219,8 @@ def default_roles(
     if isinstance(stacked, Mapping):
         axes = stacked
     else:
-        axes = dict.fromkeys([stacked] if isinstance(stacked, str) else stacked)
-    tables = [embeddings] if isinstance(embeddings, str) else embeddings
+        axes = dict.fromkeys(_several("stacked", stacked))
+    tables = None if embeddings is None else _several("embeddings", embeddings)
     return DefaultRoles(
         tuple((_pattern("stacked", p), _axis(p, axis)) for p, axis in axes.items()),
         None if tables is None else tuple(_pattern("embeddings", p) for p in tables),
@@ -232,6 +232,16 @@ def _is_turned(name: str, role: Matrix, shape: tuple[int, ...]) -> bool:
     """Whether gemma's gates have more inputs than outputs."""
     gates = "gating_einsum" in names.words(name)
     return gates and _size(role.rows, shape) > _size(role.cols, shape)
+
+
+def _several(argument: str, patterns: Any) -> Sequence[Any]:
+    """The patterns where one may stand alone."""
+    found = [patterns] if isinstance(patterns, str | re.Pattern) else patterns
+    if not isinstance(found, Sequence | Set):
+        raise ValueError(
+            f"{argument} must be a regular expression or several, got {patterns!r}"
+        )
+    return list(found)
 
 
 def _pattern(argument: str, pattern: Any) -> re.Pattern[str]:

@@ -9,19 +9,38 @@ import jax
 import numpy as np
 
 
+def _is_axis(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+
+
+def _axes(name: str, axes: Any) -> tuple[int, ...]:
+    """The axes as a tuple of integers; one integer is one axis."""
+    several = axes if isinstance(axes, tuple | list) else (axes,)
+    if not all(map(_is_axis, several)):
+        raise ValueError(f"{name} must be integers, axes of the leaf, got {axes!r}")
+    return tuple(map(int, several))
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A hidden matrix. Axes that are neither rows nor columns are stack axes.
 
     Attributes:
-      rows: the axes of its inputs.
+      rows: the axes of its inputs; one integer stands for `(integer,)`.
       cols: the axes of its outputs.
       spatial: those of the rows that are positions of a convolution kernel.
+
+    Raises:
+      ValueError: axes are neither an integer nor a tuple or list of integers.
     """
 
     rows: tuple[int, ...]
     cols: tuple[int, ...]
     spatial: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("rows", "cols", "spatial"):
+            object.__setattr__(self, name, _axes(name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -31,9 +50,18 @@ class Embedding:
     Attributes:
       vocabulary_axis: which axis counts the entries: 0 of a table `(vocabulary,
         width)`, 1 of a head `(width, vocabulary)`.
+
+    Raises:
+      ValueError: the axis is no integer.
     """
 
     vocabulary_axis: int = 0
+
+    def __post_init__(self):
+        if not _is_axis(self.vocabulary_axis):
+            raise ValueError(
+                f"vocabulary_axis must be an integer, got {self.vocabulary_axis!r}"
+            )
 
     def width_axis(self, rank: int) -> int:
         """The axis of one entry's numbers: the last one that is not the vocabulary's.

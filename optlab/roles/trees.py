@@ -41,6 +41,13 @@ def as_rule(roles: Any) -> Rule:
     rule: Rule
     if roles is None:
         rule = default_roles()
+    elif roles is default_roles:
+        raise ValueError("roles: call it, optlab.default_roles()")
+    elif isinstance(roles, type):
+        raise ValueError(
+            f"roles: {roles.__name__} is a class; allowed are a rule, a tree of roles "
+            "and None"
+        )
     else:
         rule = cast(Rule, roles) if callable(roles) else _tree_rule(roles)
 
@@ -142,10 +149,12 @@ def tree_groups(tree: Any, rule: Rule) -> Any:
 def doubts(tree: Any, rule: Rule) -> dict[str, tuple[tuple[int, ...] | None, str]]:
     """What a rule cannot know of a tree: shape and doubt by the leaf's name.
 
-    A pattern that is found in no leaf stands under the pattern, with no shape.
+    A pattern that is found in no leaf stands under the pattern, with no shape. Of a
+    part of a tree, as `optax.partition` and `optax.masked` hand it down, that is not
+    known.
 
     Args:
-      tree: all parameters; arrays or `jax.ShapeDtypeStruct`.
+      tree: parameters; arrays or `jax.ShapeDtypeStruct`.
       rule: what decides the roles, as it was given.
 
     Raises:
@@ -159,15 +168,20 @@ def doubts(tree: Any, rule: Rule) -> dict[str, tuple[tuple[int, ...] | None, str
     with listening() as said:
         roles = {name: rule(*of) for name, of in leaves.items()}
     found = _unknown_tables(roles, shapes)
+    whole = not any(map(_is_masked, jax.tree.leaves(tree, is_leaf=_is_masked)))
     for each in [rule, *said.get("rules", {}).values()]:
         if isinstance(each, DefaultRoles):
             _check_stacks(each, shapes)
             for name, (path, leaf) in leaves.items():
                 if doubt := each.explain(path, leaf)[1]:
                     found[name] = shapes[name], doubt
-            for pattern in each.unused(list(leaves)):
+            for pattern in each.unused(list(leaves)) if whole else ():
                 found[pattern] = None, "found in no leaf's name"
     return found
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def _check_stacks(rule: DefaultRoles, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -17,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optlab import checks
 from optlab.roles import leaf_name
 from optlab.sharding.distribution import mesh_size
 from optlab.state import StateLeaf, make_abstract_state, owning_parameter, state_leaves
@@ -131,6 +132,16 @@ def fsdp_rules(mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Rules:
 
     The rows of matrices where the mesh's axis divides them, else the longest axis that
     it does divide, stack axes last; what it does not divide at all is replicated.
+
+    Args:
+      mesh: from `make_mesh`.
+      axis: the name of its axis, or several names, which are cut over together.
+
+    Returns:
+      Pairs of a pattern and a layout, for `param_specs`.
+
+    Raises:
+      ValueError: the mesh has no such axis.
     """
     size = mesh_size(mesh, axis)
 
@@ -142,7 +153,7 @@ def fsdp_rules(mesh: Mesh, axis: str | tuple[str, ...] = "data") -> Rules:
 
 def tensor_parallel_rules(
     mesh: Mesh,
-    axis: str = "model",
+    axis: str | tuple[str, ...] = "model",
     data_axis: str | tuple[str, ...] | None = None,
 ) -> Rules:
     """Megatron's layout for transformers, and FSDP over `data_axis` on top of it.
@@ -150,14 +161,27 @@ def tensor_parallel_rules(
     Query, key, value, gate and up are cut by columns, attention's output and down by
     rows, the embedding by the vocabulary, the head by its columns. What the mesh does
     not divide, and every other leaf, is left to `data_axis` alone.
+
+    Args:
+      mesh: from `make_mesh`.
+      axis: the name of its axis for the model, or several names, which are cut over
+        together.
+      data_axis: likewise of its axis for the data. None: no FSDP.
+
+    Returns:
+      Pairs of a pattern and a layout, for `param_specs`.
+
+    Raises:
+      ValueError: the mesh has no such axis.
     """
     size = mesh_size(mesh, axis)
     data = 1 if data_axis is None else mesh_size(mesh, data_axis)
 
-    def cut(place: int) -> Callable[[tuple[int, ...]], P]:
+    def cut(place: int | None) -> Callable[[tuple[int, ...]], P]:
         def layout(shape: tuple[int, ...]) -> P:
-            spec: list[Any] = [None] * len(shape)
-            if -len(shape) <= place < len(shape) and shape[place] % size == 0:
+            rank = len(shape)
+            spec: list[Any] = [None] * rank
+            if place is not None and -rank <= place < rank and not shape[place] % size:
                 spec[place] = axis
             if data_axis is None:
                 return P(*spec)
@@ -165,7 +189,7 @@ def tensor_parallel_rules(
 
         return layout
 
-    rest = cut(len("never an axis"))
+    rest = cut(None)
     return (
         (r"(^|/|_)(bias|scale)(/|$)", rest),
         (r"(^|/)(q|k|v|query|key|value|qkv|gate|up|fc_in)(_?proj)?(/|$)", cut(-1)),
@@ -214,7 +238,11 @@ def state_specs(
 
     Returns:
       A tree of `PartitionSpec` like the state.
+
+    Raises:
+      ValueError: `tx` is no transform.
     """
+    checks.transform(tx=tx)
     shapes = {tuple(p): x for p, x in jax.tree_util.tree_flatten_with_path(params)[0]}
     is_spec = lambda x: isinstance(x, P)  # noqa: E731
     layouts = dict(zip(shapes, jax.tree.leaves(specs, is_leaf=is_spec), strict=True))
@@ -266,7 +294,7 @@ def init_state(
       `tx.init(params)`, laid out by `state_specs`.
 
     Raises:
-      ValueError: the devices have no such memory.
+      ValueError: the devices have no such memory, or `tx` is no transform.
     """
     layouts = state_shardings(tx, params, distribute, memory_kind)
     start = make_abstract_state(tx, params)[1].get("start", {})
@@ -296,8 +324,9 @@ def state_shardings(
       The tree of `NamedSharding` like the state.
 
     Raises:
-      ValueError: the devices have no such memory.
+      ValueError: the devices have no such memory, or `tx` is no transform.
     """
+    checks.transform(tx=tx)
     specs = jax.tree.map(lambda p: p.sharding.spec, params)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     layouts = to_shardings(mesh, state_specs(tx, params, specs, distribute=distribute))
@@ -328,7 +357,11 @@ def offloaded(
 
     Returns:
       The transformation.
+
+    Raises:
+      ValueError: `tx` is no transform.
     """
+    checks.transform(tx=tx)
     tx = optax.with_extra_args_support(tx)
 
     def update_fn(updates, state, params=None, **extra):

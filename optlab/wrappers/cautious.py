@@ -68,11 +68,12 @@ def cautious(
       The transform, with the state of `tx`.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or `tx` is no transform.
 
     References:
       Liang et al., `Cautious Optimizers <https://arxiv.org/abs/2411.16085>`_, 2024.
     """
+    checks.transform(tx=tx)
     checks.one_of(tuple(_RESCALES), rescale=rescale)
     checks.boolean(descends=descends)
     factor = _RESCALES[rescale]

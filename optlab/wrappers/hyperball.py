@@ -9,7 +9,7 @@ import optax
 from jax.core import Tracer
 
 from optlab import checks
-from optlab.compose import in_state_dtype, open_to_masks
+from optlab.compose import in_state_dtype, open_to_masks, with_sign
 from optlab.leaves import over_leaves
 from optlab.matrices.linalg import frobenius_norm
 from optlab.options import Number, Roles
@@ -53,7 +53,9 @@ def hyperball(
 
     Args:
       direction: what makes `u`, which ascends: one of `optlab.directions`, a
-        `scale_by_...`, or a chain of them.
+        `scale_by_...`, or a chain of them. Not an optimizer, whose updates descend:
+        one of this library is refused, whatever follows it in a chain; with another
+        one, such as `optax.adam`, the loss would rise.
       learning_rate: the relative step, a number or a schedule. A rule of thumb from a
         run with decay is `sqrt(learning_rate weight_decay)`.
       eps: the least norm that `u` is divided by.
@@ -64,9 +66,10 @@ def hyperball(
       beside that of `direction`.
 
     Raises:
-      ValueError: an argument is out of range; a leaf is no hidden matrix; or, in
-        `init`, a matrix is zero, and would stay so. Under `jax.jit` that cannot be
-        asked, and the first update of such a matrix is NaN.
+      ValueError: an argument is out of range; or, in `init`, `direction` is an
+        optimizer, a leaf is no hidden matrix, or a matrix is zero, and would stay so.
+        Under `jax.jit` zeros cannot be found, and the first update of such a matrix is
+        NaN.
 
     References:
       *Hyperball optimizers*, marin-community/marin: muonh.py, adamh.py, 2026.
@@ -76,7 +79,7 @@ def hyperball(
         raise ValueError("learning_rate must be a number or a schedule, got None")
     checks.non_negative(eps=eps)
     rule = as_rule(roles)
-    inner = open_to_masks(direction)
+    inner = open_to_masks(direction, "hyperball")
 
     def axes_of(path: Any, leaf: Any) -> tuple[int, ...]:
         role = rule(path, leaf)
@@ -129,7 +132,7 @@ def hyperball(
         return steps, HyperballState(state.count + 1, state.radius, inner_state)
 
     tx = over_leaves(init_fn, update_fn, real="hyperball")
-    return in_state_dtype(tx)
+    return in_state_dtype(with_sign(tx, descends=True))
 
 
 def _zero(path: Any, alive: Any) -> str:

@@ -61,7 +61,8 @@ def noise_adaptive(
       >>> tx = optlab.noise_adaptive(optax.trace(0.95))
 
     Args:
-      direction: what makes the steps: an LMO or any other transform.
+      direction: what makes the steps: an LMO or any other transform. Only their
+        lengths change, so that what descends still does.
       b2: decay of the noise, in [0, 1).
       alpha: noise level, in the units of the gradient's dual norm, where layers begin
         to slow down. At infinity none does.
@@ -85,8 +86,10 @@ def noise_adaptive(
       gradient, beside the state of `direction`.
 
     Raises:
-      ValueError: an argument is out of range, or `other_grads` is missing.
+      ValueError: an argument is out of range, `direction` is no transform, or
+        `other_grads` is missing.
     """
+    checks.transform(direction=direction)
     checks.static(noise_interval=noise_interval, ns_steps=ns_steps)
     checks.fraction(b2=b2)
     checks.non_negative(exponent=exponent)

@@ -64,8 +64,10 @@ def skip_spikes(
       `skipped` and `scaled` steps, which :func:`skipped_steps` finds.
 
     Raises:
-      ValueError: an argument is out of range, or `value` is missing.
+      ValueError: an argument is out of range, `tx` is no transform, or `value` is
+        missing.
     """
+    checks.transform(tx=tx)
     checks.positive_int(window=window)
     if window < 2:
         raise ValueError(f"window must be an integer >= 2, got {window!r}")

@@ -81,15 +81,18 @@ def small_state(
       numbers after a restart are the same to the bit.
 
     Raises:
-      ValueError: an argument is out of range; or, in `init`, `tx` has no such moments.
+      ValueError: an argument is out of range or `tx` no transform; or, in `init`, `tx`
+        has no such moments.
 
     References:
       *FlashOptim*, `2602.23349 <https://arxiv.org/abs/2602.23349>`_, 2026.
     """
+    checks.transform(tx=tx)
     checks.one_of(("int8", "bfloat16"), dtype=dtype)
     checks.positive_int(group_size=group_size)
     checks.boolean(companding=companding)
     checks.dtype(scale_dtype=scale_dtype)
+    checks.names(first_moments=first_moments, second_moments=second_moments)
     checks.seed(seed=seed)
     inner = optax.with_extra_args_support(tx)
     eight = dtype == "int8"
@@ -236,9 +239,10 @@ def split_weights(
       The transform. `update` needs the parameters.
 
     Raises:
-      ValueError: `bits` is another number; or, in `update`, a parameter is not
-        bfloat16.
+      ValueError: `bits` is another number or `tx` no transform; or, in `update`, a
+        parameter is not bfloat16.
     """
+    checks.transform(tx=tx)
     if bits not in (8, 16) or isinstance(bits, bool):
         raise ValueError(f"bits must be 8 or 16, got {bits!r}")
     inner = optax.with_extra_args_support(tx)

@@ -107,8 +107,9 @@ def reset_every(
       The transform; its state is that of `inner` and a count.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or `inner` is no transform.
     """
+    checks.transform(inner=inner)
     checks.positive_int(interval=interval)
     checks.non_negative_int(warmup_steps=warmup_steps)
     inner = optax.with_extra_args_support(inner)

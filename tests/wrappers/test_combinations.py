@@ -7,7 +7,9 @@ import optax
 import pytest
 
 import optlab
-from optlab.registry import adamw, sgd
+from optlab import directions
+from optlab.compose import descend
+from optlab.registry import adamw, get, names, sgd
 from tests.helpers.conformance import ROLES, zoo
 
 PARAMS = {"embed": jnp.ones((5, 4)), "w": jnp.cos(jnp.arange(24.0)).reshape(4, 6)}
@@ -113,6 +115,55 @@ def test_a_zero_matrix_has_no_sphere_and_is_named():
         optlab.hyperball(optlab.scale_by_muon(), 1e-2).init(vectors)
     with pytest.raises(ValueError, match="learning_rate"):
         optlab.hyperball(optlab.scale_by_muon(), None)
+
+
+def held(tx, inject):
+    """The same transform in everything that hides what it was made with."""
+    labels = {"w": "a"}
+    return {
+        "alone": tx,
+        "chain": optax.chain(optax.clip(1.0), tx, optlab.normalize_neurons()),
+        "masked": optax.masked(tx, {"w": True}),
+        "partition": optax.partition({"a": tx}, labels),
+        "inject": optlab.inject_hyperparams(inject)(0.5),
+        "by_role": optlab.by_role(tx, optax.scale_by_adam()),
+        "finite": optax.apply_if_finite(tx, 3),
+        "small_state": optlab.small_state(tx),
+        "noise_adaptive": optlab.noise_adaptive(tx),
+        "cautious": optlab.cautious(tx),
+        "skip_spikes": optlab.skip_spikes(tx),
+        "reset_every": optlab.reset_every(tx, 10),
+    }
+
+
+def test_a_sphere_takes_directions_and_no_optimizers():
+    """Whose updates descend: the loss would rise."""
+    params = {"w": PARAMS["w"]}
+
+    def init(direction):
+        return jax.eval_shape(optlab.hyperball(direction, 0.1).init, params)
+
+    def refused(direction):
+        with pytest.raises(ValueError, match="direction: an optimizer, whose updates"):
+            init(direction)
+
+    for tx in held(optlab.muon(1e-2), optlab.muon).values():
+        refused(tx)
+    turned = held(
+        directions.muon(), lambda momentum: directions.muon(momentum=momentum)
+    )
+    for tx in turned.values():
+        init(tx)
+    for name in names():
+        refused(get(name).factory(optax.constant_schedule(1e-2)))
+        if hasattr(directions, name):
+            init(getattr(directions, name)())
+            init(get(name).factory(None))
+    refused(optax.chain(directions.muon(), sgd(1.0)))
+    # Nor does what makes steps of directions take steps.
+    tx = descend(optlab.muon(1e-2), 1e-3)
+    with pytest.raises(ValueError, match="give descend a direction such as"):
+        jax.eval_shape(tx.init, params)
 
 
 def test_a_step_on_the_sphere_has_its_size_and_bfloat16_does_not_drift():

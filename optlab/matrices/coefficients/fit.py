@@ -7,6 +7,7 @@ order, and no linear algebra library, whose kernels differ between CPUs.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,12 +89,14 @@ def measured(
     """Checks and normalises measured singular values; each array weighs the same."""
     try:
         arrays = (
-            [np.asarray(singular_values, np.float64)]
+            [_real(singular_values)]
             if np.ndim(singular_values[0]) == 0
-            else [np.asarray(s, np.float64) for s in singular_values]
+            else [_real(s) for s in singular_values]
         )
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError("singular_values must be one or more 1-D arrays") from error
+        raise ValueError(
+            "singular_values must be one or more 1-D arrays of real numbers"
+        ) from error
     for s in arrays:
         if s.ndim != 1 or not s.size:
             raise ValueError(f"singular_values must be 1-D, not empty, got {s.shape}")
@@ -101,6 +104,11 @@ def measured(
             raise ValueError("singular_values must be finite, >= 0 and not all zero")
     arrays = [np.sort(s)[::-1] / s.max() for s in arrays]
     return [(1 / len(arrays), s / _norm(s, normalize)) for s in arrays]
+
+
+def _real(values: Any) -> np.ndarray:
+    """In float64; of complex numbers a part would be lost."""
+    return np.asarray(values).astype(np.float64, casting="same_kind")
 
 
 def _norm(s: np.ndarray, normalize: str) -> np.ndarray:
