@@ -31,6 +31,7 @@ _WIDTH = 5.5  # of a panel, in inches
 _SMALL = (2.3, 1.9)  # of a panel of one method among many
 _TOGETHER = 6  # methods that one panel can hold
 _LOSS = "validation loss (nats)"
+_FAR = 3  # A loss is far above most from so many of their ranges on.
 _STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -126,8 +127,8 @@ def draw_rates(axes: Axes, methods: Sequence[Method], focus: int | None = None) 
 
     Lines are means over the seeds that all of a method's rates have, by which the best
     is found, with a gap at a rate where such a run is lost. A loss above that of the
-    start is drawn as a diverged one, a cross. A best rate at the edge of its grid
-    stands in a triangle that points beyond it.
+    start, or far above most others, is drawn as a diverged one, a cross. A best rate at
+    the edge of its grid stands in a triangle that points beyond it.
     """
     runs = [run for method in methods for run in method.runs]
     starts = [run.initial_loss for run in runs if run.initial_loss is not None]
@@ -136,7 +137,11 @@ def draw_rates(axes: Axes, methods: Sequence[Method], focus: int | None = None) 
     low = min(losses, default=0.0)
     worst = max(losses, default=1.0)
     # The room above the worst loss is where lost runs stand.
-    high = min(worst, max(starts)) if starts else worst
+    bounds = [worst, *([max(starts)] if starts else [])]
+    if len(losses) > 3:  # Three of four are below `most`.
+        most = sorted(losses)[3 * len(losses) // 4]
+        bounds.append(low + _FAR * max(most - low, 0.1))
+    high = min(bounds)
     top = high + 0.06 * max(high - low, 0.1)
     for i, method in enumerate(methods):
         pen = Pen(axes, i, focus)
@@ -163,7 +168,7 @@ def draw_rates(axes: Axes, methods: Sequence[Method], focus: int | None = None) 
     axes.set_xscale("log")
     axes.set_ylim(top=top + 0.04 * max(high - low, 0.1))
     edge = "; triangle: best at the edge" if any(m.edge for m in methods) else ""
-    axes.set(xlabel=f"peak learning rate (cross: diverged{edge})")
+    axes.set(xlabel=f"peak learning rate (cross: above{edge})")
     axes.set(ylabel="final " + _LOSS)
 
 

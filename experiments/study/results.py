@@ -167,8 +167,13 @@ class Results(dict[str, Tried]):
         if not runs:
             return None
         methods, base = compare(runs, runs[0].name)
-        chosen = {m.name: self[m.name].chosen.get(RATE, m.rate) for m in methods}
-        methods = [m._replace(rate=chosen[m.name]) for m in methods]
+        methods = [
+            m._replace(
+                rate=self[m.name].chosen.get(RATE, m.rate),
+                sensitivity=self[m.name].sensitivity(),  # as the tables have it
+            )
+            for m in methods
+        ]
         order = list(self)
         methods.sort(key=lambda method: order.index(method.name))
         return methods, base
