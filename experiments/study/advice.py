@@ -26,8 +26,10 @@ of your own for the last word.
 """
 _NOTE = """
 The gain is that over AdamW in nats of validation loss, with its 95% interval over the
-seeds, both tuned alike. State and time of a step are against AdamW's. A method loses
-where the whole interval of its gain over AdamW is below 0.
+seeds, both tuned alike: the rate, and what stands under *with*. `adam_learning_rate` is
+that of all leaves but hidden matrices; methods without it, AdamW too, have one rate for
+all. State and time of a step are against AdamW's. A method loses where the whole
+interval of its gain over AdamW is below 0.
 """
 _IN_README = """What [the study](docs/study.md) found on small models, all methods
 tuned with as many trials; gains are in nats of validation loss, state and time of a
@@ -88,8 +90,8 @@ def methods_table(found: Mapping[str, Results]) -> str:
     )
     lines = [_line(tried, base, found) for tried in ranked if tried.runs]
     head = (
-        *("method", "rate", "gain over AdamW", "state", "step time", "sensitivity"),
-        *("needs", "loses in"),
+        *("method", "rate", "with", "gain over AdamW", "state", "step time"),
+        *("sensitivity", "needs", "loses in"),
     )
     return markdown(head, lines)
 
@@ -109,6 +111,7 @@ def _line(tried: Tried, base: Tried, found: Mapping[str, Results]) -> tuple[str,
     return (
         tried.name,
         f"{tried.chosen[RATE]:g}",
+        tried.also_tuned or "-",
         gain.text("+.3f") if gain else "-",
         _ratio(tried, base, "state_bytes"),
         _ratio(tried, base, "step_seconds"),

@@ -135,16 +135,14 @@ def _row(tried: Tried, first: Tried) -> dict[str, Any]:
     gain = rules.gain(tried, first) if tried is not first else None
     faster = rules.speedup(tried, first) if tried is not first else None
     time, base = tried.median("step_seconds"), first.median("step_seconds")
-    chosen = dict(tried.chosen)
-    rate = chosen.pop(RATE, None)
+    rate = tried.chosen.get(RATE)
     if rate is None:
         rate = tried.arm.overrides.get(RATE)
-    others = [f"{x.rpartition('.')[2]}={value:g}" for x, value in chosen.items()]
     edges = [f"{x.rpartition('.')[2]} {edge}" for x, edge in tried.edges.items()]
     accuracy = tried.median("val_accuracy")
     return {
         "rate": rate,
-        "also tuned": ", ".join(others),
+        "also tuned": tried.also_tuned,
         "at the edge": ", ".join(edges),
         "val loss": _rounded(tried.loss),
         "accuracy": _rounded(accuracy),

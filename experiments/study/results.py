@@ -100,6 +100,12 @@ class Tried:
         known = [x for x in values if x is not None]
         return statistics.median(known) if known else None
 
+    @property
+    def also_tuned(self) -> str:
+        """What was tuned beside the rate, and the values of the best trial."""
+        others = {name: x for name, x in self.chosen.items() if name != RATE}
+        return ", ".join(f"{x.rpartition('.')[2]}={y:g}" for x, y in others.items())
+
     def sensitivity(self, seed: int = 0) -> float | None:
         """To the rate: the mean over the rates of the loss less the least.
 
