@@ -334,7 +334,7 @@ def test_noise_costs_a_tenth_of_scions_step_or_as_much_again():
 
     assert share(noise_interval=10) < 1.1
     assert share(dual_norm="frobenius") < 1.01
-    assert share(dual_norm="lanczos") < 1.02
+    assert share(dual_norm="lanczos") < 1.025  # of what blocks leave of Scion's
     assert 1.9 < share() < 2.01
 
 
