@@ -158,7 +158,7 @@ FIELDS = {
     ),
     "train.max_bad_steps": Field(
         10,
-        "the run stops after so many non-finite steps in a row, which are skipped; "
+        "the run stops after this many non-finite steps in a row, which are skipped; "
         "checked at each record",
         low=1,
     ),

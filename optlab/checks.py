@@ -20,6 +20,11 @@ _MOST_BYTES = 2**63 - 1
 _MOST_NS_STEPS = 100
 
 
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer of Python or NumPy; a boolean is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def static(**values: Any) -> None:
     """Raises `ValueError` for arrays where Python's own values are needed.
 
@@ -51,7 +56,7 @@ def newton_schulz_steps(**values: Any) -> None:
 def _integer(least: int, most: int, values: dict[str, Any]) -> None:
     static(**values)
     for name, value in values.items():
-        plain = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        plain = is_integer(value)
         if not plain or not least <= value <= most:
             limit = "" if most == _MOST else f" and <= {most}"
             limit = " below 2^31" if plain and value > most == _MOST else limit
@@ -134,8 +139,7 @@ def seed(**values: Any) -> None:
         if isinstance(value, jax.Array):
             fine = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
         else:
-            plain = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            fine = plain and 0 <= value <= _MOST
+            fine = is_integer(value) and 0 <= value <= _MOST
         if not fine:
             raise ValueError(
                 f"{name} must be an integer >= 0 and below 2^31, got {value!r}"

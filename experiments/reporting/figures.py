@@ -31,7 +31,7 @@ _WIDTH = 5.5  # of a panel, in inches
 _SMALL = (2.3, 1.9)  # of a panel of one method among many
 _TOGETHER = 6  # methods that one panel can hold
 _LOSS = "validation loss (nats)"
-_FAR = 3  # A loss is far above most from so many of their ranges on.
+_FAR = 3  # From this many times most losses' range on, a loss is far above.
 _STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,

@@ -201,11 +201,11 @@ class Workdir:
         if done and not of_optimizer:
             return result
         last = self._look_for_checkpoints(before, reason)
-        checkpoints = Checkpoints(self.checkpoints, print, read_only=True)
-        if self._new_optimizer and not checkpoints.steps():
-            raise UserError(
-                f"{self._flag}: {self.path} holds no checkpoint to go on with"
-            )
+        if self._new_optimizer:
+            checkpoints = Checkpoints(self.checkpoints, print, read_only=True)
+            if not checkpoints.steps():
+                where = f"{self.path} holds no checkpoint"
+                raise UserError(f"{self._flag}: {where} to go on with")
         if self._extend and of_optimizer:
             self.extension = extension.extension(
                 *(before, self._asked, max(last, result.get("steps", 0))),

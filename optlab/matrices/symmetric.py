@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Blocks are at least so wide, and there are at most so many in a row.
-_LEAST = 384
-_MOST = 4
+_LEAST = 384  # width of a block
+_MOST = 4  # blocks in a row
 
 
 def parts(m: int) -> int:
@@ -59,13 +58,12 @@ def _mirrored(
     b: jax.Array,
     blocks: list[tuple[int, int]],
 ) -> jax.Array:
-    # Row i of blocks, from its block of the diagonal on.
-    upper = [multiply(a[..., i:j, :], b[..., i:]) for i, j in blocks]
+    # Each row of blocks from its block of the diagonal on.
+    upper = {i: multiply(a[..., i:j, :], b[..., i:]) for i, j in blocks}
     rows = []
     for i, j in blocks:
-        above = zip(blocks, upper, strict=True)
-        left = [row[..., i - k : j - k].mT for (k, _), row in above if k < i]
-        rows.append(jnp.concatenate([*left, upper[len(rows)]], -1))
+        left = [upper[k][..., i - k : j - k].mT for k, _ in blocks if k < i]
+        rows.append(jnp.concatenate([*left, upper[i]], -1))
     return jnp.concatenate(rows, -2)
 
 

@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-
-def _is_axis(x: Any) -> bool:
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+from optlab.checks import is_integer
 
 
 def _axes(name: str, axes: Any) -> tuple[int, ...]:
     """The axes as a tuple of integers; one integer is one axis."""
     several = axes if isinstance(axes, tuple | list) else (axes,)
-    if not all(map(_is_axis, several)):
+    if not all(map(is_integer, several)):
         raise ValueError(f"{name} must be integers, axes of the leaf, got {axes!r}")
     return tuple(map(int, several))
 
@@ -58,7 +56,7 @@ class Embedding:
     vocabulary_axis: int = 0
 
     def __post_init__(self):
-        if not _is_axis(self.vocabulary_axis):
+        if not is_integer(self.vocabulary_axis):
             raise ValueError(
                 f"vocabulary_axis must be an integer, got {self.vocabulary_axis!r}"
             )
