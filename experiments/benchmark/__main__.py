@@ -19,6 +19,7 @@ SUITES = {
     "catalogue": "experiments.benchmark.catalogue",
     "cost": "experiments.benchmark.cost",
     "diagnostics": "experiments.benchmark.diagnostics",
+    "dual_norm": "experiments.benchmark.dual_norm",
     "loader": "experiments.benchmark.loader",
     "memory": "experiments.benchmark.memory",
     "orthogonalize": "experiments.benchmark.orthogonalize",

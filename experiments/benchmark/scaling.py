@@ -35,7 +35,7 @@ _DEVICES = flags.DEFINE_list(
 OPTIMIZERS = flags.DEFINE_list(
     "optimizers",
     ["all"],
-    "scaling, train: names of the registry, or `all`",
+    "scaling, step, train: names of the registry, or `all`",
     flag_values=FLAGS,
 )
 _KEY = ("model", "devices", "optimizer")

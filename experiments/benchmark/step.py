@@ -1,7 +1,7 @@
 """An optimizer's step beside AdamW's and optax's Muon's: compiling, time, memory.
 
-The parameters are the blocks of a LLaMA as separate leaves, seven matrices and two
-norms a layer, without the embeddings.
+The parameters are the blocks of a LLaMA, seven matrices and two norms a layer, without
+the embeddings: separate leaves, or with `--stacked` stacks over the layers.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import optax
 from absl import flags
 
 import optlab
-from experiments.benchmark import table, timing
+from experiments.benchmark import scaling, table, timing
 from experiments.benchmark.catalogue import llama_shapes, optimizer
 from experiments.flops import count_flops
 from experiments.models.llama import SIZES
@@ -34,6 +34,12 @@ _COMPILED_LAYERS = flags.DEFINE_integer(
     "compiled_layers",
     12,
     "step: layers of the programs whose compilation is timed",
+    flag_values=FLAGS,
+)
+_STACKED = flags.DEFINE_bool(
+    "stacked",
+    False,
+    "step: the matrices of all layers as one stack; writes step_stacked.*",
     flag_values=FLAGS,
 )
 RUNS = flags.DEFINE_integer(
@@ -80,6 +86,14 @@ def blocks(name: str, layers: int):
     return [layer for _ in range(layers)]
 
 
+def stacks(name: str, layers: int):
+    """The blocks of a LLaMA as stacks, `(layers, ...)` each."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((layers, *x.shape[1:]), x.dtype),
+        llama_shapes(name)["layers"],
+    )
+
+
 class Step:
     """One optimizer's update, as a function of gradients, state and parameters."""
 
@@ -90,7 +104,8 @@ class Step:
     @classmethod
     def of(cls, name: str, **kwargs) -> "Step":
         """An entry of the registry."""
-        tx = optimizer(name, roles=optlab.default_roles(), **kwargs)
+        stacked = "." if _STACKED.value else ()
+        tx = optimizer(name, roles=optlab.default_roles(stacked=stacked), **kwargs)
         return cls(tx, optlab.registry.get(name).needs_for(kwargs))
 
     def __call__(self, grads, state, params):
@@ -129,7 +144,7 @@ def dtype() -> str:
 
 
 def every_step(**kwargs) -> dict[str, Step]:
-    """The registry's entries, two of their cheaper settings, and optax's Sophia.
+    """The registry's entries, some of their other settings, and optax's Sophia.
 
     Each entry gets those of the arguments that it has.
     """
@@ -137,8 +152,21 @@ def every_step(**kwargs) -> dict[str, Step]:
     steps["root, ns_steps=4"] = Step.of("root", ns_steps=4, **kwargs)
     lanczos = dict(kwargs, dual_norm="lanczos")
     steps["lanton, dual_norm=lanczos"] = Step.of("lanton", **lanczos)
+    if _STACKED.value:
+        for name in ("muon", "root", "cosmos"):
+            steps[f"{name}, in one chunk"] = Step.of(name, chunk_bytes=2**62, **kwargs)
     sophia = optax.contrib.sophia(1e-3, hessian_diagonal_fn=_given_diagonal())
     return steps | {"sophia": Step(sophia, ("hessian_diag",))}
+
+
+def chosen(steps: dict[str, Step]) -> dict[str, Step]:
+    """Those that `--optimizers` names, with their settings, and the references."""
+    asked = scaling.OPTIMIZERS.value
+    if asked == ["all"]:
+        return steps
+    scaling.check("optimizers", asked, [*optlab.registry.names(), "sophia"])
+    kept = {"adamw", _REFERENCE, _MAIN, *asked}
+    return {k: step for k, step in steps.items() if k.split(",")[0] in kept}
 
 
 def compiled(steps: dict[str, Step], params, runs: int):
@@ -157,12 +185,13 @@ def compiled(steps: dict[str, Step], params, runs: int):
 
 
 def run(out: pathlib.Path) -> int:
-    """Writes step.csv, step.md and step.png into `out`."""
+    """Writes step.csv, step.md and step.png into `out`, or step_stacked.*."""
     model = MODEL.value or "130M"
-    steps = every_step(ns_dtype=dtype())
-    large = blocks(model, _COMPILED_LAYERS.value)
+    parameters = stacks if _STACKED.value else blocks
+    steps = chosen(every_step(ns_dtype=dtype()))
+    large = parameters(model, _COMPILED_LAYERS.value)
     compiling, memory = compiled(steps, large, min(RUNS.value, 3))
-    small = blocks(model, _LAYERS.value)
+    small = parameters(model, _LAYERS.value)
     functions = {name: step.bound(small) for name, step in steps.items()}
     products = timing.products(dtype())
     times = timing.interleaved(functions | products, RUNS.value, best=products)
@@ -200,6 +229,13 @@ def run(out: pathlib.Path) -> int:
         f"--layers={_LAYERS.value} --compiled_layers={_COMPILED_LAYERS.value} "
         f"--runs={RUNS.value} --dtype={dtype()}"
     )
+    if _STACKED.value:
+        command += " --stacked"
+    if scaling.OPTIMIZERS.value != ["all"]:
+        command += f" --optimizers={','.join(scaling.OPTIMIZERS.value)}"
+    kind = (
+        "the layers of a matrix one stack" if _STACKED.value else "every matrix a leaf"
+    )
     heading = (
         f"Made by `{command}` on {timing.machine()}.\n"
         f"float32, with {dtype()} in our Newton-Schulz products; `adamw`, `lion`, "
@@ -209,12 +245,12 @@ def run(out: pathlib.Path) -> int:
         f"({rate / 1e9:.0f} GFLOP/s, the fastest plain product in {dtype()}, in the "
         f"same turns)\nare of {_LAYERS.value} layer(s), on a step that makes no new "
         "basis; compiling, "
-        f"state and temporary memory of {_COMPILED_LAYERS.value}, every matrix a leaf "
-        "by itself."
+        f"state and temporary memory of {_COMPILED_LAYERS.value}, {kind}."
     )
-    table.write(out / "step", heading, COLUMNS, rows)
+    name = "step_stacked" if _STACKED.value else "step"
+    table.write(out / name, heading, COLUMNS, rows)
     timing.bars(
-        out / "step.png",
+        out / f"{name}.png",
         list(steps),
         {
             "compile time": [compiling[k][0] / compiling[_MAIN][0] for k in steps],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark import (
+    dual_norm,
     memory,
     orthogonalize,
     scaling,
@@ -52,16 +53,32 @@ def test_the_suite_of_steps(tmp_path, monkeypatch, given, peer):
 
     monkeypatch.setattr(step, "blocks", blocks)
     monkeypatch.setattr(timing, "_SIDES", (16,))
-    every = step.every_step()
-    names = ["adamw", peer, f"{peer}_main", "root", "sophia"]
-    monkeypatch.setattr(step, "every_step", lambda **_: {k: every[k] for k in names})
+    names = ["adamw", peer, f"{peer}_main", "root", "root, ns_steps=4", "sophia"]
     given(step.FLAGS, layers=1, compiled_layers=1, runs=1)
+    given(scaling.FLAGS, optimizers="root,sophia")
     assert step.run(tmp_path) == 0
     rows = rows_of(tmp_path / "step.csv")
     assert [row["optimizer"] for row in rows] == names
     # Counted, not timed: AdamW holds two moments, ROOT one on its matrices.
     assert float(rows[0]["GFLOPs"]) < float(rows[1]["GFLOPs"]) + 0.1
     assert (tmp_path / "step.png").stat().st_size > 0
+
+
+def test_steps_of_stacks(tmp_path, monkeypatch, given, peer):
+    layers = {"query": (2, 8, 8), "up": (2, 8, 24), "norm": (2, 8)}
+    shapes = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in layers.items()}
+    monkeypatch.setattr(step, "llama_shapes", lambda _: {"layers": shapes})
+    monkeypatch.setattr(timing, "_SIDES", (16,))
+    given(step.FLAGS, layers=2, compiled_layers=2, runs=1, stacked=True)
+    given(scaling.FLAGS, optimizers="root")
+    assert step.run(tmp_path) == 0
+    rows = rows_of(tmp_path / "step_stacked.csv")
+    own = ["root", "root, ns_steps=4", "root, in one chunk"]
+    assert [row["optimizer"] for row in rows] == ["adamw", peer, f"{peer}_main", *own]
+    assert "--stacked --optimizers=root" in (tmp_path / "step_stacked.md").read_text()
+    given(scaling.FLAGS, optimizers="moun")
+    with pytest.raises(UserError, match="--optimizers: given 'moun', allowed"):
+        step.run(tmp_path)
 
 
 def test_the_suite_of_memory(tmp_path, monkeypatch, given, peer):
@@ -109,3 +126,14 @@ def test_the_blocks_of_a_llama():
     matrices = sorted(x.shape for x in leaves if len(x.shape) == 2)
     assert len(matrices) == 7 * layers
     assert set(matrices) == {(768, 768), (768, 2048), (2048, 768)}
+
+
+def test_the_suite_of_dual_norms(tmp_path, monkeypatch):
+    monkeypatch.setattr(dual_norm, "WIDTHS", (16,))
+    monkeypatch.setattr(dual_norm, "STEPS", 3)
+    assert dual_norm.run(tmp_path) == 0
+    rows = {row["dual_norm"]: row for row in rows_of(tmp_path / "dual_norm.csv")}
+    assert list(rows) == ["newton_schulz", "lanczos", "frobenius"]
+    # Of matrices of full rank, Frobenius' norm is the least by far.
+    medians = {way: float(row["median"]) for way, row in rows.items()}
+    assert medians["frobenius"] < 0.6 < medians["newton_schulz"] < medians["lanczos"]
