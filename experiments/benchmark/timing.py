@@ -79,12 +79,17 @@ def bars(
     axes[0].invert_yaxis()
     for axis, (title, values) in zip(axes, series.items(), strict=True):
         drawn = axis.barh(names, np.maximum(values, _LEAST))
-        axis.bar_label(drawn, [f"{value:.2g}" for value in values], padding=2)
+        axis.bar_label(drawn, list(map(_label, values)), padding=2)
         axis.axvline(1, color="0.6", linewidth=0.8, zorder=0)
         axis.set_xscale("log")
         axis.set_xlim(_LEAST, 5 * max(1, *values))
         axis.set_title(title)
-        axis.set_xlabel(f"ratio to {reference}")
+    axes[0].margins(y=0.01)
+    figure.supxlabel(f"ratio to {reference}", fontsize="medium")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _label(ratio: float) -> str:
+    return f"< {_LEAST:g}" if 0 < ratio < _LEAST else f"{ratio:.2g}"
