@@ -57,14 +57,14 @@ def optax_muon_main(
     tx = optax_muon(learning_rate, **options)
 
     def update(updates, state, params=None, **extra):
-        with _rolled_loops():
+        with rolled_loops():
             return tx.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @contextlib.contextmanager
-def _rolled_loops() -> Iterator[None]:
+def rolled_loops() -> Iterator[None]:
     """In it, `jax.lax.fori_loop` unrolls nothing: that is all that main differs in."""
     given = jax.lax.fori_loop
 

@@ -37,7 +37,7 @@ def test_the_suite_of_orthogonalization(tmp_path, monkeypatch, given):
     given(orthogonalize.FLAGS, width=16, hidden=48, turns=1)
     assert orthogonalize.run(tmp_path) == 0
     rows = rows_of(tmp_path / "orthogonalize.csv")
-    assert len(rows) == 18
+    assert len(rows) == 21
     assert {row["shape"] for row in rows} == {"16 x 16", "16 x 48", "48 x 16"}
     assert (tmp_path / "orthogonalize.png").stat().st_size > 0
     assert "--suite=orthogonalize" in (tmp_path / "orthogonalize.md").read_text()
