@@ -328,9 +328,9 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
 
     It is the trace of `f(A) = A^(1/2)`, `A = X X^T`, which Lanczos quadrature takes on
     a few fixed orthonormal probes; their error is cut down by what they miss of
-    `tr A = |X|_F^2`. On noise it is within 3%; on spectra that fall over several
-    orders of magnitude it is up to 25% above the truth. Slow for `m > n`: pass the
-    transpose.
+    `tr A = |X|_F^2`. Gauss' rule lies above the trace and Radau's, with a node at 0,
+    below it, so their mean is taken. On noise it is within 3%; on spectra that fall
+    over several orders of magnitude within 10%. Slow for `m > n`: pass the transpose.
 
     References:
       Ubaru et al., *Fast estimation of tr(f(A)) via stochastic Lanczos quadrature*,
@@ -344,24 +344,38 @@ def nuclear_norm_estimate(x: jax.Array) -> jax.Array:
     least = 10 * float(jnp.finfo(x.dtype).eps)
 
     def step(carry, _):
-        before, v, off = carry
+        before, v, off, pivot = carry
         w = product(y, product(y.mT, v)) - off * before
         diagonal = jnp.sum(v * w, 0, keepdims=True)
         w = w - diagonal * v
+        # Of the tridiagonal matrix so far, as in its LDL^T.
+        pivot = diagonal - jnp.square(off) / jnp.where(pivot > 0, pivot, 1.0)
         off = safe_sqrt(jnp.sum(jnp.square(w), 0, keepdims=True))
         # The space is exhausted where rounding is left of it.
         off = jnp.where(off > least, off, 0.0)
         new = jnp.where(off > 0, w / jnp.where(off > 0, off, 1.0), 0.0)
-        return (v, new, off), (diagonal[0], off[0])
+        return (v, new, off, pivot), (diagonal[0], off[0])
 
-    carry = (jnp.zeros_like(start), start, jnp.zeros_like(start[:1]))
-    _, (diagonal, off) = lax.scan(step, carry, length=_LANCZOS_STEPS)
-    upper = jnp.eye(_LANCZOS_STEPS, k=1, dtype=x.dtype)[None] * off.T[:, :, None]
-    eye = jnp.eye(_LANCZOS_STEPS, dtype=x.dtype)[None]
-    nodes, vectors = _eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
-    weights = jnp.square(vectors[:, 0]) * (m / start.shape[1])
+    zero = jnp.zeros_like(start[:1])
+    carry = (jnp.zeros_like(start), start, zero, zero)
+    (*_, pivot), (diagonal, off) = lax.scan(step, carry, length=_LANCZOS_STEPS)
+    last = jnp.square(off[-1:]) / jnp.where(pivot > 0, pivot, 1.0)
+    rules = [
+        _quadrature(diagonal, off[:-1]),
+        _quadrature(jnp.concatenate([diagonal, last]), off),
+    ]
+    nodes, weights = (jnp.concatenate(x, axis=-1) for x in zip(*rules, strict=True))
+    weights = weights * (m / start.shape[1] / len(rules))
     values = safe_sqrt(jnp.maximum(nodes, 0.0))
     first, second, third, fourth = (jnp.sum(weights * values**k) for k in (1, 2, 3, 4))
     # The covariance of the probes' error in tr A^(1/2) with that in tr A = 1.
     slope = third / jnp.where(fourth > 0, fourth, 1.0)
     return norm * jnp.clip(first - slope * (second - 1), 1.0, math.sqrt(m))
+
+
+def _quadrature(diagonal: jax.Array, off: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nodes and weights `(probes, k)` from `(k, probes)` and `(k - 1, probes)`."""
+    eye, above = (jnp.eye(len(diagonal), k=k, dtype=off.dtype)[None] for k in (0, 1))
+    upper = above * jnp.pad(off.T, ((0, 0), (0, 1)))[:, :, None]
+    nodes, vectors = _eigh(eye * diagonal.T[:, :, None] + upper + upper.mT)
+    return nodes, jnp.square(vectors[:, 0])
