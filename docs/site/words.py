@@ -139,7 +139,7 @@ turn the adaptation off, small ones make the rates depend on the noise alone. Th
 `vector_learning_rate` and `embedding_learning_rate`. `dual_norm="lanczos"` measures
 the noise with hardly any arithmetic. Its rates lie nearer to those of exact norms than
 the default's: 1.0% off in the median at width 256, where the default is 7.0% off
-([table](results/benchmarks/dual_norm.md)).""",
+([table](../results/benchmarks/dual_norm.md)).""",
         """The authors released no code and the paper leaves some choices open. The
 previous gradient is stored, so that the state is as large as AdamW's.""",
         {
