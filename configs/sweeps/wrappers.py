@@ -1,9 +1,9 @@
 """Five optimizers, each plain and with each wrapper, on a small language model.
 
 Model, data and 200 steps are those of `optimizers.py`. One seed at five rates, two
-apart, and two more at the best of them: 315 runs, the rates first, about 20 seconds each
-on a core. In the middle is the best rate of `optimizers.py`, and on a sphere a relative
-step of 4%. Where another rate is the best, it stands in `_BEST`.
+apart, and two more at the best of them: 315 runs, the rates first, about 20 seconds
+each on a core. In the middle is the best rate of `optimizers.py`, and on a sphere a
+relative step of 4%. Where another rate is the best, it stands in `_BEST`.
 """
 
 # Optimizer -> rate, and rate of the leaves that are no hidden matrix: None, the same.
