@@ -52,15 +52,21 @@ shared cores; those of `muon`, and of COSMOS and SOAP on 64 devices, beside othe
 work."""
 
 
+def asked(*others: str) -> list[str]:
+    """What `--optimizers` names: of the registry or `others`; `all` is all of them."""
+    known = [*optlab.registry.names(), *others]
+    if OPTIMIZERS.value == ["all"]:
+        return known
+    check("optimizers", OPTIMIZERS.value, known)
+    return OPTIMIZERS.value
+
+
 def run(out: pathlib.Path) -> int:
     """Adds the rows that scaling.csv lacks, draws and prints all of them.
 
     Writes scaling.csv, scaling.md and scaling.png into `out`.
     """
-    methods = OPTIMIZERS.value
-    if methods == ["all"]:
-        methods = optlab.registry.names()
-    check("optimizers", methods, optlab.registry.names())
+    methods = asked()
     check("devices", _DEVICES.value, [str(2**k) for k in range(10)])
     for model in _MODELS.value:
         name, _, layers = model.partition(":")

@@ -161,11 +161,7 @@ def every_step(**kwargs) -> dict[str, Step]:
 
 def chosen(steps: dict[str, Step]) -> dict[str, Step]:
     """Those that `--optimizers` names, with their settings, and the references."""
-    asked = scaling.OPTIMIZERS.value
-    if asked == ["all"]:
-        return steps
-    scaling.check("optimizers", asked, [*optlab.registry.names(), "sophia"])
-    kept = {"adamw", _REFERENCE, _MAIN, *asked}
+    kept = {"adamw", _REFERENCE, _MAIN, *scaling.asked("sophia")}
     return {k: step for k, step in steps.items() if k.split(",")[0] in kept}
 
 

@@ -147,9 +147,7 @@ def _given() -> tuple:
 
 def _names() -> list[str]:
     """The reference first, then the others that are asked for."""
-    asked = scaling.OPTIMIZERS.value
-    asked = optlab.registry.names() if asked == ["all"] else asked
-    return [_REFERENCE, *(name for name in asked if name != _REFERENCE)]
+    return [_REFERENCE, *(name for name in scaling.asked() if name != _REFERENCE)]
 
 
 def run(out: pathlib.Path) -> int:
