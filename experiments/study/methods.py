@@ -93,8 +93,10 @@ def arm(
     return Arm(task, {**fixed, **given}, Search((rates, *tuned), seeds))
 
 
-def grid(name: str, overrides: Mapping[str, Any], rate: float) -> Arm:
+def grid(
+    name: str, overrides: Mapping[str, Any], rate: float, *, seeds: int = 3
+) -> Arm:
     """A method at five rates a factor of 4 apart, each with all seeds."""
     plain = arm(name, overrides)
     axis = Axis(RATE, rate, factor=4.0, start=5, most=5)
-    return plain._replace(search=Search((axis,), 3, everywhere=True))
+    return plain._replace(search=Search((axis,), seeds, everywhere=True))

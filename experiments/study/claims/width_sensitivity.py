@@ -15,19 +15,24 @@ RULE = """
 Five rates a factor of 4 apart, all seeds at all of them. It holds if AdamW's
 sensitivity at a width of 128 is above that at 32 by an interval above 0, and Muon's
 and Scion's at 128 are each below AdamW's by one; it does not if one interval lies at
-or below 0.
+or below 0. COSMOS, ROOT, LANTON and Lion are beside them with one seed, and decide
+nothing.
 """
 
 _WIDTHS = (32, 64, 128)
 _RATES = {"adamw": 4e-3, "muon": 1e-2, "scion": 2.5e-4}
+_BESIDE = {"cosmos": 2e-3, "root": 1e-2, "lanton": 1e-2, "lion": 1e-3}
 
 
 def trials():
     return {
         f"{name}, width {width}": grid(
-            name, {"model.width": width, "model.hidden": width * 11 // 4}, rate
+            name,
+            {"model.width": width, "model.hidden": width * 11 // 4},
+            rate,
+            seeds=3 if name in _RATES else 1,
         )
-        for name, rate in _RATES.items()
+        for name, rate in (_RATES | _BESIDE).items()
         for width in _WIDTHS
     }
 
