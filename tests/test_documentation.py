@@ -13,6 +13,9 @@ import optlab
 from docs.site import docstrings, methods, notebooks, numbers
 from docs.site.pictures import PICTURES
 from experiments import config as configs
+from experiments.study.claims import load
+from experiments.study.results import Results
+from experiments.study.table import by_key, read
 from optlab import registry
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,18 +109,13 @@ def test_defaults_are_those_of_the_signature():
 
 def test_numbers_are_those_of_the_results():
     found = numbers.best_rates()
-    unswept = {"optax_muon", "optax_muon_main", "normuon"}
-    unswept |= {name for name in numbers.costs() if name.endswith("_h")}
-    assert {name for name, _ in found} == set(numbers.costs()) - unswept
-    losses: dict = {}
-    for row in numbers.rows(numbers.SWEEP / "results.csv"):
-        key = row["optimizer"], row["schedule"], float(row["learning_rate"])
-        losses.setdefault(key, []).append(float(row["val_loss"]))
-    for key, best in found.items():
-        values = losses[*key, best.rate]
-        assert len(values) == 3
-        assert best.loss == pytest.approx(sum(values) / 3, abs=1e-4)
-    assert len(numbers.comparison().splitlines()) == len(found) + 2
+    study = load(["methods"])[0]
+    results = Results(study.trials, by_key(read(numbers.STUDY / "runs.csv")))
+    assert found.keys() == results.keys() <= numbers.costs().keys()
+    for name, best in found.items():
+        assert best.loss == pytest.approx(results[name].loss, abs=1e-4)
+        assert f"{best.loss:.3f}" in numbers.of_method(name)
+    assert "not tuned" in numbers.of_method("muon_h")
 
 
 def test_pictures_are_there_and_no_others():
@@ -138,14 +136,9 @@ def test_what_a_page_names_exists(path):
     for target in re.findall(r"(?:^    |`)make ([a-z.-]+)", text, re.M):
         assert target in targets, target
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        beside, generated = path.parent / link, ROOT / link
-        known = link.removesuffix(".md").split("/")[-1] in methods.METHODS
-        assert beside.exists() or generated.exists() or known or _is_made(link), link
-
-
-def _is_made(link):
-    """Pages that are made from notebooks."""
-    return (ROOT / link).with_suffix(".ipynb").exists()
+        target = path.parent / link
+        made = target.parent.name == "methods" and target.stem in methods.METHODS
+        assert target.exists() or made, link
 
 
 @pages

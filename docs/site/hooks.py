@@ -4,11 +4,11 @@ import re
 
 from mkdocs.structure.files import File, Files
 
-from docs.site import combinations, methods, notebooks, numbers
+from docs.site import combinations, methods, notebooks
 from docs.site.docstrings import ROOT
 
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-_TABLES = numbers.TABLES | combinations.TABLES
+_TABLES = combinations.TABLES
 _SHOWN = {".md", ".png", ".html", ".csv", ".jsonl"}
 
 
@@ -39,5 +39,6 @@ def on_page_markdown(markdown: str, page: object, config: object, files: Files) 
         markdown = markdown.replace(f"<!-- table: {name} -->", make())
     if page.file.src_uri.count("/") == 0:
         markdown = re.sub(r"\]\(\.\./(results|notebooks)/", r"](\1/", markdown)
+        markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
         markdown = markdown.replace("(docs/", "(")
     return markdown

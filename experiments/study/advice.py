@@ -1,99 +1,75 @@
-"""What to use when: a page of the documentation and the README's table."""
+"""What to use when: the table of methods, for the documentation and the README."""
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import optlab
 from experiments.reporting.files import markdown
 from experiments.study import rules
 from experiments.study.arms import RATE
-from experiments.study.claims import Claim
 from experiments.study.results import Results, Tried
-from experiments.study.rules import Verdict
 
 # The claim that has every method, tuned alike.
 METHODS = "methods"
 BASE = "adamw"
-_HERE = "this table"
-_PAGE = """# What to use when
-
-Made by `python -m experiments.study --report` of the runs in
-[results/study](../results/study/README.md), which has every claim with its verdict.
-The models are small and the trainings short: take the rates for their size, and a sweep
-of your own for the last word.
-
-"""
-_NOTE = """
-The gain is that over AdamW in nats of validation loss, with its 95% interval over the
-seeds, both tuned alike: the rate, and what stands under *with*. `adam_learning_rate` is
-that of all leaves but hidden matrices; methods without it, AdamW too, have one rate for
-all. State and time of a step are against AdamW's. A method loses where the whole
-interval of its gain over AdamW is below 0.
-"""
-_IN_README = """What [the study](docs/study.md) found on small models, all methods
-tuned with as many trials; gains are in nats of validation loss, state and time of a
-step against AdamW's:
+PAGES = ("README.md", "docs/which.md")
+_NOTE = """All methods are tuned with as many trials: the rate, and what stands under
+*with*. `adam_learning_rate` is that of all leaves but hidden matrices; methods without
+it, AdamW too, have one rate for all. The gain over AdamW is in nats of validation loss,
+with its 95% interval over the seeds. State and time of a step are over AdamW's. The
+sensitivity says how much higher the loss is, on average over the rates tried, than at
+the best.
 """
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 
 
-def write(
-    claims: Sequence[Claim],
-    found: Mapping[str, Results],
-    verdicts: Mapping[str, Verdict],
-    root: pathlib.Path,
-) -> None:
-    """Writes docs/study.md, and the README's table where it has a place for one.
+def write(found: Mapping[str, Results], root: pathlib.Path) -> None:
+    """Writes the table into the pages that have a place for it.
 
     Args:
-      claims: all of them.
-      found: their results by name.
-      verdicts: the same.
+      found: the results of each claim.
       root: of the repository.
     """
-    methods = methods_table(found)
-    text = _PAGE + methods + _NOTE
-    if _has_methods(found):
-        picture = f"results/study/figures/{METHODS}.png"
-        text += f"\n![Final loss against the rate](../{picture})\n"
-    text += "\n## The claims\n\n"
-    counts = [v.word for v in verdicts.values()]
-    words = (rules.HOLDS, rules.FAILS, rules.OPEN, rules.NOT_RUN)
-    text += ", ".join(f"{counts.count(word)} {word}" for word in words) + ":\n\n"
-    lines = [
-        (x.name.replace("_", " "), x.sentence, verdicts[x.name].word) for x in claims
-    ]
-    text += markdown(("claim", "what is said", "verdict"), lines)
-    page = root / "docs" / "study.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
-    readme = root / "README.md"
-    if readme.exists() and _has_methods(found):
-        before = readme.read_text(encoding="utf-8")
-        between = re.escape(_BEGIN) + ".*?" + re.escape(_END)
-        new = f"{_BEGIN}\n\n{_IN_README}\n{methods}\n{_END}"
-        after = re.sub(between, lambda _: new, before, flags=re.DOTALL)
-        if after != before:
-            readme.write_text(after, encoding="utf-8")
+    if not _has_methods(found):
+        return
+    parts = (methods_table(found), _NOTE, _lists(found))
+    new = "\n".join((f"{_BEGIN}\n", *parts, _END))
+    between = re.escape(_BEGIN) + ".*?" + re.escape(_END)
+    for page in PAGES:
+        path = root / page
+        if path.exists():
+            before = path.read_text(encoding="utf-8")
+            after = re.sub(between, lambda _: new, before, flags=re.DOTALL)
+            if after != before:
+                path.write_text(after, encoding="utf-8")
 
 
 def methods_table(found: Mapping[str, Results]) -> str:
     """One row a method, the lowest loss first; those that have no run last."""
-    if not _has_methods(found):
-        return "The methods have not been run from enough seeds yet.\n"
     results = found[METHODS]
-    base = results[BASE]
-    ranked = sorted(
-        results.values(),
-        key=lambda tried: (tried.loss is None, tried.loss or 0.0),
-    )
-    lines = [_line(tried, base, found) for tried in ranked if tried.runs]
-    head = (
-        *("method", "rate", "with", "gain over AdamW", "state", "step time"),
-        *("sensitivity", "needs", "loses in"),
-    )
-    return markdown(head, lines)
+    lines = [_line(tried, results[BASE]) for tried in _ranked(results)]
+    head = ("method", "rate", "with", "gain over AdamW", "state", "step time")
+    return markdown((*head, "sensitivity"), lines)
+
+
+def _ranked(results: Results) -> list[Tried]:
+    """The methods that have runs, the lowest loss first."""
+    tried = [x for x in results.values() if x.runs]
+    return sorted(tried, key=lambda x: x.loss or 0.0)
+
+
+def _lists(found: Mapping[str, Results]) -> str:
+    """What each method needs, and where it loses to AdamW, as lists."""
+    lists: dict[str, list[str]] = {}
+    for tried in _ranked(found[METHODS]):
+        for need in _needs(tried):
+            lists.setdefault(f"Need {need}", []).append(f"`{tried.name}`")
+    for tried in _ranked(found[METHODS]):
+        for place in _losing(tried.name, found):
+            lists.setdefault(f"Lose to AdamW {place}", []).append(f"`{tried.name}`")
+    lines = [f"- {head}: {', '.join(names)}.\n" for head, names in lists.items()]
+    return "".join(lines)
 
 
 def _has_methods(found: Mapping[str, Results]) -> bool:
@@ -105,7 +81,7 @@ def _has_methods(found: Mapping[str, Results]) -> bool:
     return any(x is not base and rules.gain(x, base) for x in results.values())
 
 
-def _line(tried: Tried, base: Tried, found: Mapping[str, Results]) -> tuple[str, ...]:
+def _line(tried: Tried, base: Tried) -> tuple[str, ...]:
     gain = rules.gain(tried, base) if tried is not base else None
     sensitivity = tried.sensitivity()
     return (
@@ -116,8 +92,6 @@ def _line(tried: Tried, base: Tried, found: Mapping[str, Results]) -> tuple[str,
         _ratio(tried, base, "state_bytes"),
         _ratio(tried, base, "step_seconds"),
         "-" if sensitivity is None else f"{sensitivity:.3f}",
-        _needs(tried),
-        ", ".join(_losing(tried.name, found)) or "-",
     )
 
 
@@ -126,20 +100,16 @@ def _ratio(tried: Tried, base: Tried, field: str) -> str:
     return f"{mine / other:.2f}" if mine and other else "-"
 
 
-def _needs(tried: Tried) -> str:
+def _needs(tried: Tried) -> list[str]:
     """What a training loop has to supply, as the registry says it."""
     name = str(tried.arm.overrides["optimizer.name"])
     entry = optlab.registry.get(name)
-    words = [need.replace("_", " ") for need in entry.needs]
-    if entry.takes("distribute"):
-        words.append("whole matrices")
-    if entry.takes("adam_learning_rate"):
-        words.append("a rate for the other leaves")
-    return ", ".join(words) or "-"
+    whole = ["whole matrices"] if entry.takes("distribute") else []
+    return [*whole, *(f"`{need}` in each update" for need in entry.needs)]
 
 
 def _losing(name: str, found: Mapping[str, Results]) -> list[str]:
-    """The claims and conditions where a method ends above AdamW."""
+    """The claims and conditions where the interval of its gain is below 0."""
     lost = []
     for claim, results in found.items():
         for arm, tried in results.items():
@@ -149,6 +119,7 @@ def _losing(name: str, found: Mapping[str, Results]) -> list[str]:
                 continue
             gain = rules.gain(tried, other)
             if gain and gain.high < 0:
-                where = _HERE if claim == METHODS else claim.replace("_", " ")
+                title = claim.replace("_", " ")
+                where = "here" if claim == METHODS else f"in the claim *{title}*"
                 lost.append(f"{where} ({condition})" if condition else where)
     return lost

@@ -21,8 +21,8 @@ FOLDER = "results/study"
 _HEAD = """# The study: which claims hold here
 
 Made by `python -m experiments.study --report` of `results/study/runs.csv`, {count}
-runs; nothing on this page is typed by hand. `docs/study.md`, what to use when, draws on
-the same runs.
+runs; nothing on this page is typed by hand. The table of methods in `docs/which.md` and
+in the README is made of the same runs.
 
 All arms of a claim have the same budget of trials: rates a factor of 2 apart, until the
 best lies inside; where a claim says so then the rate of the other leaves and the weight
@@ -68,7 +68,7 @@ def write(
         for name, row in _rows(found[claim.name]).items()
     ]
     write_csv(folder / "arms.csv", *split(lines))
-    advice.write(claims, found, verdicts, root)
+    advice.write(found, root)
 
 
 def decided(claim: Claim, results: Results) -> Verdict:
@@ -95,7 +95,10 @@ def _overview(claims: Sequence[Claim], verdicts: dict[str, Verdict]) -> str:
     body = markdown(("claim", "what is said", "verdict", "by"), [("",) * 4])
     head = body.splitlines(keepends=True)[:2]
     lines = [f"| {link} | {' | '.join(_cells(rest))} |\n" for link, *rest in rows]
-    return "".join([*head, *lines])
+    found = [verdict.word for verdict in verdicts.values()]
+    words = (rules.HOLDS, rules.FAILS, rules.OPEN, rules.NOT_RUN)
+    counts = ", ".join(f"{word} {found.count(word)}" for word in words)
+    return "".join([f"Verdicts on {len(found)} claims: {counts}.\n\n", *head, *lines])
 
 
 def _cells(texts: Sequence[str]) -> list[str]:

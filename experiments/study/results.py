@@ -103,8 +103,11 @@ class Tried:
     @property
     def also_tuned(self) -> str:
         """What was tuned beside the rate, and the values of the best trial."""
-        others = {name: x for name, x in self.chosen.items() if name != RATE}
-        return ", ".join(f"{x.rpartition('.')[2]}={y:g}" for x, y in others.items())
+        return ", ".join(
+            f"{name.rpartition('.')[2]}={float(f'{value:.3g}'):g}"
+            for name, value in self.chosen.items()
+            if name != RATE
+        )
 
     def sensitivity(self, seed: int = 0) -> float | None:
         """To the rate: the mean over the rates of the loss less the least.

@@ -193,8 +193,7 @@ def test_a_table_of_runs_makes_the_whole_report(tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("Before.\n") and readme.endswith("\nAfter.\n")
     assert "| adamw |" in readme and "old" not in readme
-    study = (tmp_path / "docs/study.md").read_text()
-    assert advice.methods_table(_results(every, rows)) in study
+    assert advice.methods_table(_results(every, rows)) in readme
     again = tmp_path / "again"
     report.write(some, rows, again)
     page = (again / "results/study/README.md").read_text()
@@ -223,19 +222,17 @@ def test_without_runs_every_claim_says_so(tmp_path):
         said = f"**{rules.NOT_RUN}**: 0 of its runs are made, about {left} are missing."
         assert said in page and left > 9
     assert "figures/" not in page
-    assert (
-        "have not been run from enough seeds yet"
-        in (tmp_path / "docs/study.md").read_text()
-    )
 
 
 def test_what_is_committed_is_what_comes_out(tmp_path):
     runs = ROOT / report.FOLDER / "runs.csv"
     rows = table.read(runs)
-    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    (tmp_path / "docs").mkdir()
+    for path in advice.PAGES:
+        (tmp_path / path).write_text((ROOT / path).read_text())
     report.write(claims.load(), rows, tmp_path, draw=False)
     made = [f"{report.FOLDER}/README.md", f"{report.FOLDER}/arms.csv"]
-    for path in (*made, "docs/study.md", "README.md"):
+    for path in (*made, *advice.PAGES):
         assert (tmp_path / path).read_text() == (ROOT / path).read_text(), (
             f"{path} is not what python -m experiments.study --report makes"
         )
