@@ -2,8 +2,9 @@
 
 `lanton_cosmos` and `lanton_root` lower COSMOS's and ROOT's rates where a layer's
 gradients are noisy; `despiked_muon` and `despiked_cosmos` clip SPAM's spikes before
-they orthogonalize. `python -m experiments.study lanton_over despiked` compares them
-with what they are made of.
+they orthogonalize; `adamw_two_rates` gives AdamW what the matrix methods have, a rate
+for hidden matrices and one for all else. `python -m experiments.study lanton_over
+despiked two_rates` compares them with what they are made of.
 """
 
 from typing import Unpack
@@ -12,7 +13,7 @@ import optax
 
 import optlab
 from experiments import config as configs
-from optlab.compose import matrix_optimizer
+from optlab.compose import matrix_optimizer, scale_by_adam
 from optlab.options import MatrixOptions, takes
 
 
@@ -111,7 +112,36 @@ def despiked_cosmos(
     return optax.chain(clip, optlab.cosmos(learning_rate, rank=rank, **options))
 
 
-for _method in (lanton_cosmos, lanton_root, despiked_muon, despiked_cosmos):
+@takes(MatrixOptions)
+def adamw_two_rates(
+    learning_rate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    **options: Unpack[MatrixOptions],
+):
+    """AdamW with another rate for embeddings, heads and vectors.
+
+    Args:
+      learning_rate: of the hidden matrices.
+      b1, b2, eps: of the hidden matrices, see :func:`optax.adamw`.
+      **options: see :mod:`optlab.options`.
+    """
+
+    def direction(*, mu_dtype=None, **_):
+        return scale_by_adam(b1, b2, eps, mu_dtype)
+
+    return matrix_optimizer(direction, learning_rate, options)
+
+
+for _method in (
+    lanton_cosmos,
+    lanton_root,
+    despiked_muon,
+    despiked_cosmos,
+    adamw_two_rates,
+):
     optlab.register(_method.__name__, _method)
 
 

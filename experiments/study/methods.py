@@ -54,12 +54,14 @@ _FIXED: dict[str, dict[str, Any]] = {
     },
     "stable_spam": {"optimizer.kwargs.reset_interval": 200},
 }
-# Those of configs/combinations.py, each tuned as the method that it is made of.
+# Those of configs/combinations.py -> the method whose centres and grids they have.
 COMBINED = {
     "lanton_cosmos": "cosmos",
     "lanton_root": "root",
     "despiked_muon": "muon",
     "despiked_cosmos": "cosmos",
+    # Centred as AdamW; what is tuned beside the rate is what matrix methods tune.
+    "adamw_two_rates": "soap",
 }
 
 

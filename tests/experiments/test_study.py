@@ -4,8 +4,13 @@ import json
 import math
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import optlab
+from experiments import config as configs
 from experiments.errors import UserError
 from experiments.study import __main__ as main
 from experiments.study import arms, claims, figures, plan, rules, search, table, work
@@ -338,3 +343,21 @@ def test_it_stops_when_the_time_is_up(tmp_path, monkeypatch):
     assert started == [6]
     assert said == ["study: 0 runs, about 10 left, about 0.1 hours with 2 workers"]
     assert study.run(1e-9, said.append) == 0 and started == [6]
+
+
+def test_adamw_with_two_rates_is_adamw_where_they_are_equal():
+    configs.load("configs/combinations.py", [])
+    entry = optlab.registry.get("adamw_two_rates")
+    params = {"w": jnp.ones((3, 2)), "embed": jnp.ones((5, 3)), "bias": jnp.zeros(2)}
+    grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size).reshape(x.shape)), params)
+
+    def updates(tx):
+        return tx.update(grads, tx.init(params), params)[0]
+
+    plain = updates(optlab.registry.get("adamw").build(1e-2, weight_decay=0.1))
+    same = updates(entry.build(1e-2, weight_decay=0.1))
+    two = updates(entry.build(1e-2, weight_decay=0.1, adam_learning_rate=2e-2))
+    for name in params:
+        factor = 1 if name == "w" else 2
+        np.testing.assert_allclose(same[name], plain[name], rtol=1e-6)
+        np.testing.assert_allclose(two[name], factor * plain[name], rtol=1e-6)

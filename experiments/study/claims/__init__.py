@@ -20,6 +20,7 @@ from experiments.study.rules import Verdict
 
 NAMES = (
     "methods",
+    "two_rates",
     "cosmos",
     "cosmos_memory",
     "root",
