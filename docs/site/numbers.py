@@ -30,14 +30,14 @@ class Best(NamedTuple):
       others: what else was tuned, and to which values.
       loss: validation loss there, the mean over the seeds, in nats a byte.
       gain: over AdamW in nats with its 95% interval; empty for AdamW.
-      sensitivity: how much higher the loss is on average over the rates tried.
+      off_by_two: how much higher the loss is, on average, at half and twice the rate.
     """
 
     rate: float
     others: str
     loss: float
     gain: str
-    sensitivity: float
+    off_by_two: float
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def best_rates() -> dict[str, Best]:
             float(row["val loss"]),
             # A cell that begins with a sign is quoted against spreadsheets.
             row["gain"].lstrip("'"),
-            float(row["sensitivity"]),
+            float(row["rate off by 2"]),
         )
         for row in rows(STUDY / "arms.csv")
         if row["claim"] == "methods"
@@ -86,8 +86,8 @@ def of_method(name: str) -> str:
         "In [the study](../results/study/README.md) the best rate was "
         f"**{best.rate:g}**, {best.rate / adamw.rate:.3g} times AdamW's, with "
         f"{best.others}. The validation loss was {best.loss:.3f} against AdamW's "
-        f"{adamw.loss:.3f}, a gain of {best.gain} nats. Over all rates tried the "
-        f"loss was {best.sensitivity:.3f} higher on average "
-        f"(AdamW: {adamw.sensitivity:.3f}). "
+        f"{adamw.loss:.3f}, a gain of {best.gain} nats. At half and at "
+        f"twice the rate the loss was {best.off_by_two:.3f} higher on average (AdamW: "
+        f"{adamw.off_by_two:.3f}). "
         f"{counted}"
     )

@@ -1,7 +1,7 @@
 """What the figures of the claims show; the axes are drawn as a report draws them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +10,7 @@ from experiments.reporting import escape
 from experiments.reporting import figures as drawn
 from experiments.reporting.looks import INK, LIGHT, Pen
 from experiments.study import rules
+from experiments.study.arms import RATE
 from experiments.study.results import Results
 
 # Lines that one panel can show with their intervals.
@@ -17,8 +18,31 @@ _WITH_BANDS = 3
 
 
 def rates(results: Results) -> Figure | None:
-    """Final loss against the rate; None without a run, as with all figures here."""
-    return _of_methods(results, drawn.draw_rates)
+    """Final loss against the rate; None without a run, as with all figures here.
+
+    Lines have all else at its centre, and a star is the best trial where other values
+    were tuned after the rate, with the first seed, as the line has it.
+    """
+    methods = results.lines()
+    if not methods:
+        return None
+
+    def draw(axes: Axes, focus: int | None = None) -> None:
+        drawn.draw_rates(axes, methods, focus)
+        low, high = axes.get_ylim()
+        for i, method in enumerate(methods):
+            tried = results[method.name]
+            on_line = {values for values, _ in tried.rates}
+            if tried.best in on_line or 0 not in tried.runs:
+                continue
+            loss = min(tried.runs[0].capped, high)
+            low = min(low, loss - 0.05 * (high - low))
+            style = {"marker": "*", "markersize": 11, "zorder": 3}
+            Pen(axes, i, focus).points("tuned", [tried.chosen[RATE]], [loss], **style)
+        axes.set_ylim(bottom=low)
+        axes.set(xlabel=axes.get_xlabel().replace(")", "; star: all else tuned)"))
+
+    return drawn.draw_all([drawn.Drawing("", draw)], methods)
 
 
 def gains(results: Results) -> Figure | None:
@@ -46,7 +70,11 @@ def gains(results: Results) -> Figure | None:
 
 def losses_and_states(results: Results) -> Figure | None:
     """Final loss against the bytes of the optimizer's state."""
-    return _of_methods(results, drawn.draw_memory, apart=False)
+    methods = results.tuned()
+    if not methods:
+        return None
+    draw = functools.partial(drawn.draw_memory, methods=methods)
+    return drawn.draw_all([drawn.Drawing("", draw, apart=False)], methods)
 
 
 def series(
@@ -109,16 +137,3 @@ def spreads(results: Results) -> Figure | None:
         axes.set(xlabel="steps", ylabel="1 - smallest / largest rate of a layer")
 
     return drawn.figure(draw)
-
-
-def _of_methods(
-    results: Results, *draws: Callable[..., None], apart: bool = True
-) -> Figure | None:
-    found = results.methods()
-    if found is None:
-        return None
-    made = [
-        drawn.Drawing("", functools.partial(draw, methods=found[0]), apart)
-        for draw in draws
-    ]
-    return drawn.draw_all(made, found[0])

@@ -28,9 +28,11 @@ All arms of a claim have the same budget of trials: rates a factor of 2 apart, u
 best lies inside; where a claim says so then the rate of the other leaves and the weight
 decay; the best by the mean over the seeds. Differences are paired by seed, with
 Student's interval at 95%. Gains are in nats of validation loss; the relative step time
-and the steps to a loss are against the first arm of each table. The sensitivity is the
-mean of the loss over the rates less the lowest. A claim is decided by its rule, which
-was there before its runs.
+and the steps to a loss are against the first arm of each table. "Rate off by 2" is what
+half and twice the best rate cost on average, and the sensitivity the mean of the loss
+over all rates of an arm less the lowest, both before other values were tuned; figures
+have these rates as lines, and a star where more was tuned. A claim is decided by its
+rule, which was there before its runs.
 """
 
 
@@ -151,6 +153,7 @@ def _row(tried: Tried, first: Tried) -> dict[str, Any]:
         "accuracy": _rounded(accuracy),
         "gain": gain.text() if gain else "",
         "times fewer steps": faster.text(".2f") if faster else "",
+        "rate off by 2": _rounded(tried.off_by_two, 3),
         "sensitivity": _rounded(tried.sensitivity()),
         "state bytes": tried.median("state_bytes"),
         "step FLOPs": tried.median("flops"),

@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,26 @@ class Tried:
         return statistics.fmean(losses) - min(losses) if len(losses) > 1 else None
 
     @property
+    def off_by_two(self) -> float | None:
+        """What a rate costs that is half or twice the best one: the mean, in nats.
+
+        With the first seed, as the rates were tried; None without runs at all three.
+        """
+        losses = {v: row.capped for (v, s), row in self.rates.items() if not s}
+        places = [axis.field for axis in self.arm.search.axes]
+        if RATE not in places or not losses:
+            return None
+        place = places.index(RATE)
+        by_rate = {values[place]: loss for values, loss in losses.items()}
+        best = min(by_rate, key=lambda rate: by_rate[rate])
+        beside = [
+            loss
+            for rate, loss in by_rate.items()
+            if rate != best and max(rate / best, best / rate) < 2.01
+        ]
+        return statistics.fmean(beside) - by_rate[best] if len(beside) == 2 else None
+
+    @property
     def rates(self) -> dict[tuple[Values, int], Row]:
         """The runs that differ in rate and seed only, with all else at its centre."""
 
@@ -128,13 +148,6 @@ class Tried:
 
         centers = others(tuple(axis.center for axis in self.arm.search.axes))
         return {t: row for t, row in self.rows.items() if others(t[0]) == centers}
-
-    @property
-    def shown(self) -> list[Row]:
-        """The best trial's runs, and the others of its line of rates."""
-        best = list(self.runs.values())
-        rate = self.chosen.get(RATE)
-        return best + [r for r in self.rates.values() if r.overrides[RATE] != rate]
 
     def point(self, values: Values) -> dict[str, Any]:
         """The fields of a trial."""
@@ -168,24 +181,31 @@ class Results(dict[str, Tried]):
         """Whether no run is missing."""
         return all(tried.complete for tried in self.values())
 
-    def methods(self) -> tuple[list[Method], Method] | None:
-        """The arms as a report has its methods; None without a run."""
-        runs = [
-            _as_run(tried.name, row) for tried in self.values() for row in tried.shown
-        ]
-        if not runs:
-            return None
-        methods, base = compare(runs, runs[0].name)
-        methods = [
-            m._replace(
-                rate=self[m.name].chosen.get(RATE, m.rate),
-                sensitivity=self[m.name].sensitivity(),  # as the tables have it
+    def tuned(self) -> list[Method]:
+        """The arms at their best trials, as a report has its methods."""
+        return self._methods({x.name: x.runs.values() for x in self.values()})
+
+    def lines(self) -> list[Method]:
+        """The arms over their rates, all else at its centre, as a report has them.
+
+        They have a sensitivity where all arms have as many rates.
+        """
+        found = self._methods({x.name: x.rates.values() for x in self.values()})
+        gridded = all(tried.arm.search.everywhere for tried in self.values())
+        return [
+            method._replace(
+                sensitivity=self[method.name].sensitivity() if gridded else None
             )
-            for m in methods
+            for method in found
         ]
+
+    def _methods(self, rows: Mapping[str, Iterable[Row]]) -> list[Method]:
+        runs = [_as_run(name, row) for name, own in rows.items() for row in own]
+        if not runs:
+            return []
         order = list(self)
-        methods.sort(key=lambda method: order.index(method.name))
-        return methods, base
+        found = compare(runs, runs[0].name)[0]
+        return sorted(found, key=lambda method: order.index(method.name))
 
 
 def norms_of(tried: Tried) -> str | None:

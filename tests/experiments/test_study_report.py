@@ -107,13 +107,19 @@ def test_rates_are_those_before_other_values_were_tuned():
 
     axes = Axis(RATE, 1.0), Axis("optimizer.weight_decay", 0.1, factor=3.0)
     trials = {"tuned": Arm("small", {}, Search(axes, 3))}
-    tried = Results(trials, table.by_key(rows_of(trials, loss)))["tuned"]
+    results = Results(trials, table.by_key(rows_of(trials, loss)))
+    tried = results["tuned"]
     assert tried.chosen["optimizer.weight_decay"] == 0.3
     assert {values[1] for values, _ in tried.rates} == {0.1}
     assert tried.sensitivity() == pytest.approx(0.2 / 3)
-    # Each rate once: the best one with what was tuned after it.
-    shown = [(row.overrides[RATE], row.loss) for row in tried.shown if not row.seed]
-    assert sorted(shown) == [(0.5, 2.1), (1.0, 1.9), (2.0, 2.1)]
+    assert tried.off_by_two == pytest.approx(0.1)
+    # The line has the rates as they were tried, and the best trial is beside it.
+    (line,) = results.lines()
+    shown = [(run.rate, run.loss) for run in line.runs if not run.config["seed"]]
+    assert sorted(shown) == [(0.5, 2.1), (1.0, 2.0), (2.0, 2.1)]
+    (best,) = results.tuned()
+    assert best.rate == 1.0 and best.loss == pytest.approx(1.91)
+    assert line.sensitivity is None
 
 
 def test_claims_of_several_parts():
