@@ -91,6 +91,8 @@ class Storage:
         options: dict[str, Any] = {"pool_pre_ping": True}
         if url.startswith("sqlite"):
             options["connect_args"] = {"timeout": _TIMEOUT_SECONDS}
+            # A file is closed after each use, and none is left open in the end.
+            options["poolclass"] = sqlalchemy.NullPool
         elif url.startswith("postgresql"):
             options["connect_args"] = {"connect_timeout": _TIMEOUT_SECONDS}
         with warnings.catch_warnings():

@@ -7,7 +7,6 @@ import subprocess
 from unittest import mock
 
 import numpy as np
-import optuna
 import pytest
 import rich.console
 import submitit
@@ -18,6 +17,7 @@ from experiments.launchers import LAUNCHERS, Inline, job, slurm
 from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from experiments.trainer import loop
+from tests.helpers import trials as stored
 
 TINY = {
     "config": "configs/digits.py",
@@ -54,10 +54,7 @@ def opened(path, workdir, *, anew=False):
 
 def recorded(workdir):
     """State, point, value of all trials."""
-    storage = f"sqlite:///{workdir}/optuna.db"
-    (name,) = optuna.get_all_study_names(storage)
-    study = optuna.load_study(study_name=name, storage=storage)
-    return [(t.state.name, t.user_attrs["point"], t.value) for t in study.trials]
+    return stored.recorded(of_file(workdir / "optuna.db"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 
-import optuna
 import pytest
 
 from experiments import points, sweep
@@ -28,6 +27,7 @@ from experiments.launchers.running import Sweep
 from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from tests.helpers.servers import eventually, free_port
+from tests.helpers.trials import recorded
 
 RATE = "optimizer.learning_rate"
 STEPS = 5
@@ -115,13 +115,6 @@ def opened(path, workdir, storage=None, hang_seconds=None, **options):
     )
     started = LAUNCHERS["local"](2, workdir, options)
     return Sweep(wanted, workdir, trials, started, hang_seconds)
-
-
-def recorded(storage):
-    """State, point and value of all trials."""
-    url = storage.replace("postgresql:", "postgresql+psycopg2:")
-    study = optuna.load_study(study_name="swept", storage=url)
-    return [(t.state.name, t.user_attrs["point"], t.value) for t in study.trials]
 
 
 def whole(folder):

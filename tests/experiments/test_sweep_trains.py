@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 
-import optuna
 import pytest
 
 from experiments import points
@@ -19,6 +18,7 @@ from experiments.launchers.running import Sweep
 from experiments.launchers.storage import Storage, of_file
 from experiments.launchers.trials import Trials
 from tests.helpers.servers import eventually
+from tests.helpers.trials import recorded
 
 RATE = "optimizer.learning_rate"
 STEPS = 200
@@ -116,11 +116,9 @@ def test_a_stopped_and_killed_sweep_loses_no_point_and_does_none_twice(tmp_path)
     assert "2 completed, 1 diverged; best" in done.stdout
     assert not workers(workdir)
 
-    study = optuna.load_study(
-        study_name="swept", storage=f"sqlite:///{workdir}/optuna.db"
-    )
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
-    trained = sorted(trial.user_attrs["point"] for trial in study.trials)
+    trials = recorded(of_file(workdir / "optuna.db"))
+    assert [state for state, *_ in trials] == ["COMPLETE"] * 3
+    trained = sorted(point for _, point, _ in trials)
     assert trained == sorted(point.name for point in wanted)
     for point, before in zip(wanted[:2], stopped, strict=True):
         assert steps(workdir / point.name) == list(range(1, STEPS + 1))
@@ -163,8 +161,7 @@ def test_slurm_requeues_a_training_that_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(current, "_look", look_and_requeue)
     assert current.run() == 0
-    study = optuna.load_study(study_name="swept", storage=storage)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+    assert [state for state, *_ in recorded(storage)] == ["COMPLETE"] * 2
     for point in wanted:
         assert steps(workdir / point.name) == list(range(1, STEPS + 1))
         log = (workdir / point.name / "worker.log").read_text()
