@@ -159,12 +159,12 @@ class Layout:
     def shapes(self, batch: Any) -> Any:
         """The shapes of what `put` makes of a batch of such rows, however many."""
         places = self._batch_places()
-        return jax.tree.map(
-            lambda rows: jax.ShapeDtypeStruct(
-                self._shape(rows), rows.dtype, sharding=places
-            ),
-            batch,
-        )
+
+        def shape(rows: np.ndarray) -> jax.ShapeDtypeStruct:
+            dtype = jax.dtypes.canonicalize_dtype(rows.dtype)  # of labels, int64
+            return jax.ShapeDtypeStruct(self._shape(rows), dtype, sharding=places)
+
+        return jax.tree.map(shape, batch)
 
     def _batch_places(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(self._batch_axes))
