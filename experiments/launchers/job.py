@@ -185,6 +185,9 @@ def _raised(lines: list[str]) -> list[str]:
         if line.startswith("Traceback (most recent call last)"):
             inside = True
         elif inside and not line.startswith(" "):
-            found.append(line)
-            inside = False
+            # Without memory for more, Python 3.13 prints the exception's own fields.
+            kind = line.partition("object type name: ")[2]
+            if kind or not line.startswith("object "):
+                found.append(kind or line)
+                inside = False
     return found

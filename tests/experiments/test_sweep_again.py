@@ -161,6 +161,14 @@ FOOTER = """--------------------
 For simplicity, JAX has removed its internal frames from the traceback of the \
 following exception. Set JAX_TRACEBACK_FILTERING=off to include these.
 """
+# Python 3.13 where even the traceback has no memory.
+DUMP = """object address  : 0x7f22b9d4d180
+object refcount : 3
+object type     : 0x7f22ba4f4de0
+object type name: MemoryError
+object repr     : MemoryError()
+lost sys.stderr
+"""
 LOGS = [
     (1, TRACEBACK.format("ValueError: no\nsecond line") + FOOTER, "ValueError: no"),
     (
@@ -170,6 +178,7 @@ LOGS = [
         + TRACEBACK.format("ValueError: b"),
         "ValueError: b",
     ),
+    (1, TRACEBACK.format(DUMP), "MemoryError"),
     (2, "step 1\nerror: --workdir: full\n" + TRACEBACK.format("OSError: x"), "--workd"),
     (2, "error: first\n\nerror: second\nthread ends\n", "second"),
     (1, "step 1\nwords\n\n", "words"),
