@@ -1,7 +1,7 @@
 """What the figures of the claims show; the axes are drawn as a report draws them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from experiments.reporting import figures as drawn
 from experiments.reporting.looks import INK, LIGHT, Pen
 from experiments.study import rules
 from experiments.study.arms import RATE
-from experiments.study.results import Results
+from experiments.study.results import Results, Tried
 
 # Lines that one panel can show with their intervals.
 _WITH_BANDS = 3
@@ -77,46 +77,60 @@ def losses_and_states(results: Results) -> Figure | None:
     return drawn.draw_all([drawn.Drawing("", draw, apart=False)], methods)
 
 
+def losses(tried: Tried) -> list[float]:
+    """The final losses of an arm's best trial, by seed."""
+    return [row.capped for row in tried.runs.values()]
+
+
+def sensitivities(tried: Tried) -> list[float]:
+    """An arm's sensitivity to the rate, by seed, once all its rates have been tried."""
+    if any(seed == 0 for _, seed in tried.wanted):
+        return []
+    return rules.by_seed(tried, Tried.sensitivity)
+
+
 def series(
     results: Results,
     lines: Mapping[str, Mapping[float, str]],
     axis: str,
     *,
     log: bool = True,
+    measure: Callable[[Tried], list[float]] = losses,
+    label: str = "final validation loss (nats)",
 ) -> Figure | None:
-    """Losses with their intervals along a number that the arms differ in.
+    """A measure with its intervals along a number that the arms differ in.
 
     Args:
       results: of the claim.
       lines: label -> number -> arm.
       axis: what the number is.
       log: whether the axis is logarithmic.
+      measure: what is shown of an arm, a value for each seed.
+      label: what it is.
     """
     known = {
-        label: {x: arm for x, arm in arms.items() if results[arm].runs}
-        for label, arms in lines.items()
+        name: {x: arm for x, arm in arms.items() if measure(results[arm])}
+        for name, arms in lines.items()
     }
     if not any(known.values()):
         return None
 
     def draw(axes: Axes) -> None:
-        for i, (label, arms) in enumerate(known.items()):
-            losses = [
-                [row.capped for row in results[arm].runs.values()]
-                for arm in arms.values()
-            ]
+        for i, (name, arms) in enumerate(known.items()):
+            values = [measure(results[arm]) for arm in arms.values()]
             pen = Pen(axes, i, None)
-            pen.line("series", list(arms), [sum(x) / len(x) for x in losses], label)
+            means = [sum(x) / len(x) for x in values]
+            pen.line("series", list(arms), means, name)
             if len(known) > _WITH_BANDS:
                 continue
-            found = [rules.interval(x) for x in losses]
+            found = [rules.interval(x) for x in values]
             whole = [(x, one) for x, one in zip(arms, found, strict=True) if one]
             places = [x for x, _ in whole]
             low, high = [one.low for _, one in whole], [one.high for _, one in whole]
             pen.band("series-band", places, low, high)
         if log:
             axes.set_xscale("log")
-        axes.set(xlabel=axis, ylabel="final validation loss (nats)")
+        axes.set(xlabel=axis, ylabel=label)
 
     return drawn.figure(draw)
 

@@ -113,10 +113,13 @@ class Tried:
         """To the rate: the mean over the rates of the loss less the least.
 
         Losses count up to that before the first step. All else is as it was when the
-        rates were tried. None for fewer than two rates.
+        rates were tried. None for fewer than two rates, or than the first seed has.
         """
+        seeds = [s for _, s in self.rates]
         losses = [row.capped for (_, s), row in self.rates.items() if s == seed]
-        return statistics.fmean(losses) - min(losses) if len(losses) > 1 else None
+        if len(losses) < max(2, seeds.count(0)):
+            return None
+        return statistics.fmean(losses) - min(losses)
 
     @property
     def off_by_two(self) -> float | None:

@@ -1,6 +1,6 @@
 """Sensitivity to the rate by width."""
 
-from experiments.study import rules
+from experiments.study import figures, rules
 from experiments.study.methods import grid
 
 CLAIM = """
@@ -24,9 +24,13 @@ _RATES = {"adamw": 4e-3, "muon": 1e-2, "scion": 2.5e-4}
 _BESIDE = {"cosmos": 2e-3, "root": 1e-2, "lanton": 1e-2, "lion": 1e-3}
 
 
+def _arm(name, width):
+    return f"{name}, width {width}"
+
+
 def trials():
     return {
-        f"{name}, width {width}": grid(
+        _arm(name, width): grid(
             name,
             {"model.width": width, "model.hidden": width * 11 // 4},
             rate,
@@ -44,3 +48,13 @@ def decide(results):
         rules.less_sensitive(results, "muon, width 128", wide),
         rules.less_sensitive(results, "scion, width 128", wide),
     )
+
+
+def figure(results):
+    lines = {
+        name: {width: _arm(name, width) for width in _WIDTHS}
+        for name in _RATES | _BESIDE
+    }
+    label = "sensitivity to the rate (nats)"
+    measure = figures.sensitivities
+    return figures.series(results, lines, "width", measure=measure, label=label)
