@@ -47,7 +47,7 @@ format: .venv
 	$(PY) -m ruff format .
 
 docs: .venv
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "site: build/site/index.html"
 
 # The pictures of the documentation and the outputs of the notebooks, which are stored.

@@ -9,6 +9,8 @@ from docs.site.docstrings import ROOT
 
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 _TABLES = combinations.TABLES
+# The site makes index.html of a README, which a report may have beside it.
+_REPORT = re.compile(r"\bindex\.html(?=\)|$)")
 _SHOWN = {".md", ".png", ".html", ".csv", ".jsonl"}
 
 
@@ -25,7 +27,8 @@ def on_files(files: Files, config: object) -> Files:
         made |= {f"notebooks/{name}": data for name, data in pictures.items()}
     for path in sorted((ROOT / "results").rglob("*")):
         if path.suffix in _SHOWN:
-            made[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+            place = path.relative_to(ROOT).as_posix()
+            made[_REPORT.sub("report.html", place)] = path.read_bytes()
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
@@ -41,4 +44,4 @@ def on_page_markdown(markdown: str, page: object, config: object, files: Files) 
         markdown = re.sub(r"\]\(\.\./(results|notebooks)/", r"](\1/", markdown)
         markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb", r"](\1.md", markdown)
         markdown = markdown.replace("(docs/", "(")
-    return markdown
+    return _REPORT.sub("report.html", markdown)

@@ -97,9 +97,16 @@ def draw_spectra() -> None:
     matrix = jnp.asarray(gradients()[0])
     figure, panel = plt.subplots(figsize=(7, 2.6), layout="constrained")
     shown = {"the gradient": matrix / jnp.linalg.norm(matrix, 2)}
-    fitted = optlab.fit_coefficients(SHAPE, steps=5)
-    for label, coeffs in (("Muon, 5 steps", "muon"), ("ROOT, 5 steps", fitted)):
-        shown[label] = optlab.orthogonalize(matrix, steps=5, coeffs=coeffs)
+    fitted = optlab.fit_coefficients(
+        SHAPE, steps=5, per_step=True, normalize="schatten4"
+    )
+    for label, coeffs, norm in (
+        ("Muon, 5 steps", "muon", "frobenius"),
+        ("ROOT, 5 steps", fitted, "schatten4"),
+    ):
+        shown[label] = optlab.orthogonalize(
+            matrix, steps=5, coeffs=coeffs, normalize=norm
+        )
     for (label, values), color in zip(
         shown.items(), (_GREY, "#6baed6", "#e6550d"), strict=True
     ):

@@ -14,12 +14,13 @@ from experiments.study.results import Results, Tried
 METHODS = "methods"
 BASE = "adamw"
 PAGES = ("README.md", "docs/which.md")
-_NOTE = """All methods are tuned with as many trials: the rate, and what stands under
-*with*. `adam_learning_rate` is that of all leaves but hidden matrices; methods without
-it, AdamW too, have one rate for all. The gain over AdamW is in nats of validation loss,
-with its 95% interval over the seeds. State and time of a step are over AdamW's. The
-last column says how much higher the loss is, on average, at half and at twice the best
-rate, before what stands under *with* was tuned.
+_NOTE = """All methods are tuned by one rule: first the rate, then what is under *with*.
+`adam_learning_rate` is the rate of all leaves but hidden matrices; methods without it
+have one rate for all leaves, but for LANTON's and Scion's own arguments. COSMOS has a
+rank of 8, SPAM resets at every 100 steps, Stable-SPAM at every 200. The gain over AdamW
+is in nats of validation loss, with its 95% interval over the seeds. State and time of a
+step are over AdamW's. The last column says how much higher the loss is, on average, at
+half and at twice the best rate, before what is under *with* was tuned.
 """
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 

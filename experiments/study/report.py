@@ -24,8 +24,8 @@ Made by `python -m experiments.study --report` of `results/study/runs.csv`, {cou
 runs; nothing on this page is typed by hand. The table of methods in `docs/which.md` and
 in the README is made of the same runs.
 
-All arms of a claim have the same budget of trials: rates a factor of 2 apart, until the
-best lies inside; where a claim says so then the rate of the other leaves and the weight
+All arms of a claim are tuned by one rule: rates a factor of 2 apart, until the best
+lies inside; where a claim says so then the rate of the other leaves and the weight
 decay; the best by the mean over the seeds. Differences are paired by seed, with
 Student's interval at 95%. Gains are in nats of validation loss; the relative step time
 and the steps to a loss are against the first arm of each table. "Rate off by 2" is what

@@ -1,7 +1,7 @@
 """What decides about a claim: differences and ratios over the seeds, with intervals.
 
 Two arms are compared seed by seed, which take the same weights and data; the interval
-is Student's at 95%. Where one of them lost its way, the loss before the first step
+is Student's at 95%. Where one of them diverged, the loss before the first step
 stands for that at the end. A rule says that the claim holds where the whole interval
 does, that it does not where none of it does, and else that nothing is decided.
 """

@@ -74,7 +74,8 @@ def noise_adaptive(
       dual_norm: nuclear norm of hidden matrices: "newton_schulz", `<D, NS(D)>` (one
         more orthogonalization, which doubles the step; 0.87 to 0.95 of the norm at
         full rank, 0.7 at rank one), "lanczos" by a few products with vectors (2% of
-        the step; 1.0 of the norm at full rank and at rank one, 0.9 to 1.1 between),
+        the step's FLOPs; 1.0 of the norm at full rank and at rank one, 0.9 to 1.2
+        between),
         "exact" by SVD, "frobenius" for the cheap lower bound, or a function of
         `(S, m, n)` to `(S,)`, applied to either of a matrix and its transpose.
       embedding_scale: see :func:`optlab.scale_by_lmo`.
