@@ -21,6 +21,7 @@ from experiments.reporting import escape, spikes
 from experiments.reporting.curves import curve
 from experiments.reporting.looks import INK, Pen, look
 from experiments.reporting.methods import Method, counting
+from experiments.reporting.thinning import LOGITS
 
 _UNITS = {
     "step": "steps",
@@ -172,6 +173,26 @@ def draw_rates(axes: Axes, methods: Sequence[Method], focus: int | None = None) 
     axes.set(ylabel="final " + _LOSS)
 
 
+def draw_logits(
+    axes: Axes, methods: Sequence[Method], field: str, focus: int | None = None
+) -> None:
+    """The largest logit of each run against the learning rate.
+
+    Args:
+      axes: to draw on.
+      methods: from `compare`.
+      field: of `thinning.LOGITS`.
+      focus: the place of the one method to draw before the others; None: all alike.
+    """
+    for i, method in enumerate(methods):
+        found = [(run.rate, run.largest(field)) for run in method.runs]
+        known = sorted((rate, value) for rate, value in found if value is not None)
+        pen = Pen(axes, i, focus)
+        pen.line(field, [x for x, _ in known], [y for _, y in known], method.name)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="peak learning rate", ylabel=field.replace("_", " "))
+
+
 def draw_memory(axes: Axes, methods: Sequence[Method]) -> None:
     """Final loss at the tuned rate against the bytes of the optimizer's state."""
     for i, method in enumerate(methods):
@@ -248,6 +269,11 @@ def drawings(methods: Sequence[Method]) -> dict[str, Drawing]:
     if has_rates(methods):
         title = "Final loss against learning rate"
         made["rates"] = Drawing(title, of_all(draw_rates))
+    for name in LOGITS:
+        if any(run.largest(name) is not None for m in methods for run in m.runs):
+            title = f"{name.replace('_', ' ').capitalize()} against learning rate"
+            draw = functools.partial(draw_logits, methods=methods, field=name)
+            made[name] = Drawing(title, draw)
     title = "Final loss against optimizer state"
     made["memory"] = Drawing(title, of_all(draw_memory), apart=False)
     title = "Learning rate against steps"

@@ -100,6 +100,10 @@ class Run(NamedTuple):
         found = reversed(self.records)
         return next((r["val_accuracy"] for r in found if "val_accuracy" in r), None)
 
+    def largest(self, field: str) -> float | None:
+        """The largest of a field's numbers in the records; None where it has none."""
+        return max((r[field] for r in self.records if field in r), default=None)
+
     @property
     def step_seconds(self) -> list[float]:
         """The time of a step, by record."""

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.reporting import spikes
 from experiments.reporting.methods import Method, reached_by_study
 from experiments.reporting.runs import Run, by_loss
+from experiments.reporting.thinning import LOGITS
 
 
 def runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -90,6 +91,11 @@ def methods_table(
 def csv_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
     """One row a run, with all its numbers, by its loss."""
     rows = []
+    logits = [
+        name
+        for name in LOGITS
+        if any(run.largest(name) is not None for m in methods for run in m.runs)
+    ]
     tuned = [(run, method) for method in methods for run in method.runs]
     for run, method in sorted(tuned, key=lambda pair: by_loss(pair[0])):
         result, times = run.result, run.step_seconds
@@ -110,6 +116,7 @@ def csv_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
                 "step_seconds": statistics.median(times) if times else None,
                 "optimizer_state_bytes": result.get("optimizer_state_bytes"),
                 "peak_memory_bytes": result.get("peak_memory_bytes"),
+                **{name: run.largest(name) for name in logits},
                 "reason": run.reason,
                 "folder": run.folder.name,
                 "best_rate": best,

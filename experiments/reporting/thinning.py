@@ -16,6 +16,8 @@ _FIELDS = (
 )
 
 
+# Of a record with diagnostics: the largest of all layers.
+LOGITS = ("largest_attention_logit", "largest_output_logit")
 # Of an evaluation besides: the accuracy on each group of classes, and their rank.
 _BY_GROUP = ("val_accuracy_", "val_effective_rank")
 
@@ -92,6 +94,10 @@ def keep(records: Iterable[dict[str, Any]], *, losses: bool = False) -> Kept:
         if "val_loss" in record:
             own = [name for name in record if name.startswith(_BY_GROUP)]
             known |= {name: number(record[name]) for name in own}
+        for name in LOGITS:
+            if isinstance(record.get(name), dict):
+                layers = map(number, record[name].values())
+                known[name] = max((x for x in layers if x is not None), default=None)
         known |= {"step": step, "learning_rate": number(rate)}
         few = {name: value for name, value in known.items() if value is not None}
         (evaluations if "val_loss" in few else others).add(few)

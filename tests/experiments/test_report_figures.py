@@ -150,6 +150,28 @@ def test_accuracy_and_training_loss_are_shown_where_they_are(tmp_path):
     assert "accuracy" not in tables.methods_table(found, base)[0]
 
 
+def test_the_largest_logits_are_shown_where_they_are(tmp_path):
+    for rate, factor in ((0.1, 1), (0.2, 10)):
+        name = "adamw"
+        run(tmp_path, name, rate, [3.0])
+        layers = [{"layers/0": 2.0 * factor, "layers/1": 5.0 * factor}, {"layers/0": 4}]
+        with (tmp_path / f"{name}-{rate}-0-0" / "metrics.jsonl").open("a") as file:
+            for step, found in enumerate([*layers, {"layers/0": None}, "x"], 20):
+                record = {"step": step, "largest_attention_logit": found}
+                file.write(json.dumps(record) + "\n")
+    runs = report.load_runs([tmp_path])
+    report.write_report(runs, tmp_path / "report")
+    with (tmp_path / "report" / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    found = {line["learning_rate"]: line["largest_attention_logit"] for line in lines}
+    assert found == {"0.1": "5.0", "0.2": "50.0"}
+    assert "largest_output_logit" not in lines[0]
+    drawn = figures.drawings(methods.compare(runs)[0])
+    assert "largest_attention_logit" in drawn and "largest_output_logit" not in drawn
+    (line,) = figures.draw_all([drawn["largest_attention_logit"]], []).axes[0].lines
+    assert list(line.get_ydata()) == [5.0, 50.0]
+
+
 def test_what_is_thinned_is_even_nested_and_has_its_ends():
     for most in (2, 5, 8):
         kept = {}
