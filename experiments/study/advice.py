@@ -18,9 +18,10 @@ _NOTE = """All methods are tuned by one rule: first the rate, then what is under
 `adam_learning_rate` is the rate of all leaves but hidden matrices; methods without it
 have one rate for all leaves, but for LANTON's and Scion's own arguments. COSMOS has a
 rank of 8, SPAM resets at every 100 steps, Stable-SPAM at every 200. The gain over AdamW
-is in nats of validation loss, with its 95% interval over the seeds. State and time of a
-step are over AdamW's. The last column says how much higher the loss is, on average, at
-half and at twice the best rate, before what is under *with* was tuned.
+is in nats of validation loss, with its 95% interval over the seeds. State and FLOPs of
+a training step, which has only 1,024 tokens, are over AdamW's. The last column says how
+much higher the loss is, on average, at half and at twice the best rate, before what is
+under *with* was tuned.
 """
 _BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 
@@ -50,7 +51,7 @@ def methods_table(found: Mapping[str, Results]) -> str:
     """One row a method, the lowest loss first; those that have no run last."""
     results = found[METHODS]
     lines = [_line(tried, results[BASE]) for tried in _ranked(results)]
-    head = ("method", "rate", "with", "gain over AdamW", "state", "step time")
+    head = ("method", "rate", "with", "gain over AdamW", "state", "step FLOPs")
     return markdown((*head, "rate off by 2"), lines)
 
 
@@ -91,7 +92,7 @@ def _line(tried: Tried, base: Tried) -> tuple[str, ...]:
         tried.also_tuned or "-",
         gain.text("+.3f") if gain else "-",
         _ratio(tried, base, "state_bytes"),
-        _ratio(tried, base, "step_seconds"),
+        _ratio(tried, base, "flops"),
         "-" if off is None else f"+{off:.3f}",
     )
 
