@@ -20,6 +20,7 @@ SUITES = {
     "cost": "experiments.benchmark.cost",
     "diagnostics": "experiments.benchmark.diagnostics",
     "dual_norm": "experiments.benchmark.dual_norm",
+    "gradients": "experiments.benchmark.gradients",
     "loader": "experiments.benchmark.loader",
     "memory": "experiments.benchmark.memory",
     "orthogonalize": "experiments.benchmark.orthogonalize",
