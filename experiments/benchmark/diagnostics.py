@@ -30,9 +30,9 @@ def run(out: pathlib.Path) -> int:
     """Writes diagnostics.csv and diagnostics.md into `out`, and prints the table."""
     heading = (
         "Made by `python -m experiments.benchmark --suite=diagnostics`: FLOPs of the "
-        f"training step of\n`{_CONFIG}` and of a record of all its layers, for which a "
-        "step is worked out twice; the last\ncolumn is what a record at every 100th "
-        "step adds to a training."
+        f"training step of\n`{_CONFIG}` and of a record of all its layers, for which "
+        "a step is worked out twice,\nand logits by one more forward pass; the last "
+        "column is what a record at every 100th step\nadds to a training."
     )
     rows = [_row(name) for name in optlab.registry.names()]
     table.write(out / "diagnostics", heading, COLUMNS, rows)

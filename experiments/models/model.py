@@ -73,15 +73,18 @@ class Model:
         """The module's output."""
         return self._module(params)(inputs)
 
-    def attention_logits(self, params: dict, inputs: jax.Array) -> jax.Array | None:
-        """The largest absolute logit under each layer's softmax, `(layers,)`.
+    def with_attention_logits(
+        self, params: dict, inputs: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The output, and the largest absolute logit under each layer's softmax.
 
-        None for a model without attention.
+        The latter is `(layers,)`, and None for a model without attention.
         """
         module = self._module(params)
         if not hasattr(module, "residual"):
-            return None
-        return largest_in_stack(module.layers, module.residual(inputs))
+            return module(inputs), None
+        x, largest = run_and_look(module.layers, module.residual(inputs))
+        return module.output(x), largest
 
     def _module(self, params: dict) -> nnx.Module:
         # As words, the tenth layer of a list would come before the second.
@@ -222,11 +225,11 @@ def run_stack(
     return forward(x, blocks)
 
 
-def largest_in_stack(blocks: nnx.Module, x: jax.Array) -> jax.Array:
-    """`largest_logit` of each block of a stack, `(blocks,)`."""
+def run_and_look(blocks: nnx.Module, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a stack gives, and `largest_logit` of each of its blocks, `(blocks,)`."""
 
     @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
     def forward(x, block):
         return block(x), block.largest_logit(x)
 
-    return forward(x, blocks)[1]
+    return forward(x, blocks)

@@ -226,6 +226,10 @@ class Decoder(nnx.Module):
         x = run_stack(
             self.layers, self.residual(tokens), self.remat, unroll=self.unroll
         )
+        return self.output(x)
+
+    def output(self, x):
+        """Logits of what the last block gives."""
         head = self.embed[...].T if self.head is None else self.head[...]
         return linear(self.norm(x), head)
 

@@ -56,15 +56,22 @@ class Encoder(nnx.Module):
 
     def features(self, images):
         """The last hidden layer, `(batch, width)`."""
-        x = run_stack(
-            self.layers, self.residual(images), self.remat, unroll=self.unroll
-        )
-        return self.norm(x).mean(1)
+        return self._pooled(self._run(images))
 
     def __call__(self, images):
         """Logits `(batch, classes)` of images `(batch, height, width, channels)`."""
-        x = self.features(images)
-        return linear(x, self.head, self.head_bias)
+        return self.output(self._run(images))
+
+    def output(self, x):
+        """Logits of what the last block gives."""
+        return linear(self._pooled(x), self.head, self.head_bias)
+
+    def _run(self, images):
+        x = self.residual(images)
+        return run_stack(self.layers, x, self.remat, unroll=self.unroll)
+
+    def _pooled(self, x):
+        return self.norm(x).mean(1)
 
 
 # ti and s have DeiT's widths (arXiv 2012.12877, table 1); tiny is our own.

@@ -12,7 +12,7 @@ def largest_logits(
     """The largest absolute logits, as diagnostics: by name and by path.
 
     Args:
-      model: has `apply`, and may have `attention_logits`.
+      model: has `apply`, and may have `with_attention_logits`.
       params: of it.
       inputs: of it.
 
@@ -24,11 +24,12 @@ def largest_logits(
       Wortsman et al., `Small-scale proxies for large-scale Transformer training
       instabilities <https://arxiv.org/abs/2309.14322>`_.
     """
-    outputs = model.apply(params, inputs)
+    both = getattr(model, "with_attention_logits", None)
+    outputs, layers = (
+        both(params, inputs) if both else (model.apply(params, inputs), None)
+    )
     largest = jnp.max(jnp.abs(outputs.astype(jnp.float32)))
     found = {"largest_output_logit": {"logits": largest}}
-    own = getattr(model, "attention_logits", None)
-    layers = None if own is None else own(params, inputs)
     if layers is not None:
         found["largest_attention_logit"] = {"layers": layers}
     return found

@@ -168,9 +168,9 @@ def test_the_vision_transformer_equals_a_loop():
         )
         x = norm(x, plain["norm"]).mean(0)
         expected.append(x @ plain["head"] + plain["head_bias"])
-    got, attention = jax.jit(lambda *x: (model.apply(*x), model.attention_logits(*x)))(
-        params, images
-    )
+    got, attention = jax.jit(
+        lambda *x: (model.apply(*x), model.with_attention_logits(*x)[1])
+    )(params, images)
     np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(attention, np.max(largest, 0), rtol=2e-4)
     with pytest.raises(ValueError, match="not 12 by 8"):
