@@ -113,6 +113,7 @@ def test_numbers_are_those_of_the_results():
     results = Results(study.trials, by_key(read(numbers.STUDY / "runs.csv")))
     assert found.keys() == results.keys() <= numbers.costs().keys()
     for name, best in found.items():
+        assert len(results[name].runs) == 3
         assert best.loss == pytest.approx(results[name].loss, abs=1e-4)
         assert f"{best.loss:.3f}" in numbers.of_method(name)
     assert "not tuned" in numbers.of_method("muon_h")

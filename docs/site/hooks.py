@@ -8,7 +8,6 @@ from docs.site import combinations, methods, notebooks
 from docs.site.docstrings import ROOT
 
 _TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-_TABLES = combinations.TABLES
 # The site makes index.html of a README, which a report may have beside it.
 _REPORT = re.compile(r"\bindex\.html(?=\)|$)")
 _SHOWN = {".md", ".png", ".html", ".csv", ".jsonl"}
@@ -38,7 +37,7 @@ def on_page_markdown(markdown: str, page: object, config: object, files: Files) 
     """Fills in tables; what lies outside of `docs/` has its place in the site too."""
     if re.search(r"--8\s+<", markdown):  # what formatters make of a file to include
         raise ValueError(f"{page.file.src_uri}: write --8<-- in a {{.python}} block")
-    for name, make in _TABLES.items():
+    for name, make in combinations.TABLES.items():
         markdown = markdown.replace(f"<!-- table: {name} -->", make())
     if page.file.src_uri.count("/") == 0:
         markdown = re.sub(r"\]\(\.\./(results|notebooks)/", r"](\1/", markdown)

@@ -20,8 +20,7 @@ from matplotlib.ticker import EngFormatter
 from experiments.reporting import escape, spikes
 from experiments.reporting.curves import curve
 from experiments.reporting.looks import INK, Pen, look
-from experiments.reporting.methods import Method, counting
-from experiments.reporting.thinning import LOGITS
+from experiments.reporting.methods import Method, counting, known_logits
 
 _UNITS = {
     "step": "steps",
@@ -269,11 +268,10 @@ def drawings(methods: Sequence[Method]) -> dict[str, Drawing]:
     if has_rates(methods):
         title = "Final loss against learning rate"
         made["rates"] = Drawing(title, of_all(draw_rates))
-    for name in LOGITS:
-        if any(run.largest(name) is not None for m in methods for run in m.runs):
-            title = f"{name.replace('_', ' ').capitalize()} against learning rate"
-            draw = functools.partial(draw_logits, methods=methods, field=name)
-            made[name] = Drawing(title, draw)
+    for name in known_logits(methods):
+        title = f"{name.replace('_', ' ').capitalize()} against learning rate"
+        draw = functools.partial(draw_logits, methods=methods, field=name)
+        made[name] = Drawing(title, draw)
     title = "Final loss against optimizer state"
     made["memory"] = Drawing(title, of_all(draw_memory), apart=False)
     title = "Learning rate against steps"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from experiments.errors import UserError, nearest
 from experiments.reporting.runs import Run, by_loss
+from experiments.reporting.thinning import LOGITS
 
 
 class Method(NamedTuple):
@@ -60,6 +61,12 @@ class Method(NamedTuple):
     def diverged(self) -> int:
         """How many runs diverged."""
         return sum(run.diverged for run in self.runs)
+
+
+def known_logits(methods: Iterable[Method]) -> list[str]:
+    """The fields of `thinning.LOGITS` that some run has."""
+    runs = [run for method in methods for run in method.runs]
+    return [x for x in LOGITS if any(run.largest(x) is not None for run in runs)]
 
 
 def compare(

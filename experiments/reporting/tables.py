@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.reporting import spikes
-from experiments.reporting.methods import Method, reached_by_study
+from experiments.reporting.methods import Method, known_logits, reached_by_study
 from experiments.reporting.runs import Run, by_loss
-from experiments.reporting.thinning import LOGITS
 
 
 def runs_table(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -91,11 +90,7 @@ def methods_table(
 def csv_rows(methods: Sequence[Method]) -> list[dict[str, Any]]:
     """One row a run, with all its numbers, by its loss."""
     rows = []
-    logits = [
-        name
-        for name in LOGITS
-        if any(run.largest(name) is not None for m in methods for run in m.runs)
-    ]
+    logits = known_logits(methods)
     tuned = [(run, method) for method in methods for run in method.runs]
     for run, method in sorted(tuned, key=lambda pair: by_loss(pair[0])):
         result, times = run.result, run.step_seconds

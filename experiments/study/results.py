@@ -127,12 +127,13 @@ class Tried:
 
         With the first seed, as the rates were tried; None without runs at all three.
         """
-        losses = {v: row.capped for (v, s), row in self.rates.items() if not s}
-        places = [axis.field for axis in self.arm.search.axes]
-        if RATE not in places or not losses:
+        by_rate = {
+            row.overrides[RATE]: row.capped
+            for (_, seed), row in self.rates.items()
+            if not seed
+        }
+        if not by_rate:
             return None
-        place = places.index(RATE)
-        by_rate = {values[place]: loss for values, loss in losses.items()}
         best = min(by_rate, key=lambda rate: by_rate[rate])
         beside = [
             loss

@@ -221,7 +221,10 @@ def _results(every, rows):
 
 def test_without_runs_every_claim_says_so(tmp_path):
     some = claims.load(["methods", "cosmos_memory", "uba_adamw"])
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- study -->\nold\n<!-- end of study -->\n")
     report.write(some, [], tmp_path)
+    assert "\nold\n" in readme.read_text()
     page = (tmp_path / "results/study/README.md").read_text()
     for one in some:
         left = plan.sizes([one], {})[0].left

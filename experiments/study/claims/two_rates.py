@@ -1,11 +1,11 @@
-"""AdamW with a rate of its own for embeddings, head and vectors, as a baseline."""
+"""AdamW with a separate rate for embeddings, head and vectors, as a baseline."""
 
 from experiments.study import rules
 from experiments.study.methods import arm
 
 CLAIM = """
-Matrix methods gain by their steps of matrices, and not by the rate of their own that
-embeddings, head and vectors have: AdamW with such a rate does not reach them.
+Matrix methods gain by their steps of matrices, and not by the separate rate of
+embeddings, head and vectors: AdamW with such a rate does not reach them.
 """
 SOURCE = "none; what a fair comparison has to rule out"
 RULE = """
