@@ -8,7 +8,7 @@
 Without names it is all claims, those of the greatest worth first. Every run that ends
 is a line of `results/study/runs.csv`, and what that table has is not run again: commit
 it, and any machine goes on from there. `--report` makes the page, tables and figures in
-`results/study/`, and the table of methods in README.md and docs/which.md, all of it.
+`results/study/`, and headline and table of methods in README.md and docs/, all of it.
 
 Exit status: 0 the time was up or no run is missing, 1 some runs failed, 2 bad input,
 129, 130 and 143 stopped by a signal.

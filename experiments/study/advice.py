@@ -1,7 +1,8 @@
-"""What to use when: the table of methods, for the documentation and the README."""
+"""What to use when: the methods' table and headline, for documentation and README."""
 
 import pathlib
 import re
+import textwrap
 from collections.abc import Mapping
 
 import optlab
@@ -13,7 +14,9 @@ from experiments.study.results import Results, Tried
 # The claim that has every method, tuned alike.
 METHODS = "methods"
 BASE = "adamw"
-PAGES = ("README.md", "docs/which.md")
+PAGES = ("README.md", "docs/which.md", "docs/results.md")
+# So many methods are in the headline's figure: the best of them and AdamW.
+_SHOWN = 6
 _NOTE = """All methods are tuned by one rule: first the rate, then what is under *with*.
 `adam_learning_rate` is the rate of all leaves but hidden matrices; methods without it
 have one rate for all leaves, but for LANTON's and Scion's own arguments. COSMOS has a
@@ -23,28 +26,66 @@ a training step, which has only 1,024 tokens, are over AdamW's. The last column 
 much higher the loss is, on average, at half and at twice the best rate, before what is
 under *with* was tuned.
 """
-_BEGIN, _END = "<!-- study -->", "<!-- end of study -->"
 
 
 def write(found: Mapping[str, Results], root: pathlib.Path) -> None:
-    """Writes the table into the pages that have a place for it.
+    """Writes headline and table into the pages that have a place for them.
+
+    The places are between `<!-- headline -->` and `<!-- end of headline -->`, and for
+    the table between `<!-- study -->` and `<!-- end of study -->`.
 
     Args:
       found: the results of each claim.
       root: of the repository.
     """
-    if not _has_methods(found):
+    if not has_methods(found):
         return
-    parts = (methods_table(found), _NOTE, _lists(found))
-    new = "\n".join((f"{_BEGIN}\n", *parts, _END))
-    between = re.escape(_BEGIN) + ".*?" + re.escape(_END)
+    blocks = {
+        "headline": _headline(found),
+        "study": "\n".join((methods_table(found), _NOTE, _lists(found))),
+    }
     for page in PAGES:
         path = root / page
         if path.exists():
-            before = path.read_text(encoding="utf-8")
-            after = re.sub(between, lambda _: new, before, flags=re.DOTALL)
+            before = after = path.read_text(encoding="utf-8")
+            for name, text in blocks.items():
+                after = _filled(after, name, text)
             if after != before:
                 path.write_text(after, encoding="utf-8")
+
+
+def shown(found: Mapping[str, Results]) -> list[str]:
+    """The methods of the headline's figure, the lowest loss first."""
+    ranked = [tried.name for tried in _ranked(found[METHODS])]
+    best = [name for name in ranked if name != BASE][: _SHOWN - 1]
+    return [name for name in ranked if name in (*best, BASE)]
+
+
+def _filled(page: str, name: str, text: str) -> str:
+    """A page with a text in the place of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    between = re.escape(begin) + ".*?" + re.escape(end)
+    new = f"{begin}\n\n{text}\n{end}"
+    return re.sub(between, lambda _: new, page, flags=re.DOTALL)
+
+
+def _headline(found: Mapping[str, Results]) -> str:
+    """The final losses of the methods shown, and how much faster the best one is."""
+    results = found[METHODS]
+    ranked = [results[name] for name in shown(found)]
+    runs = sorted(len(tried.rows) for tried in results.values())
+    ends = ", ".join(f"`{tried.name}` {tried.loss:.3f}" for tried in ranked)
+    text = (
+        "A LLaMA of 0.23 M parameters on bytes, 400 steps, each method tuned in "
+        f"{runs[0]} to {runs[-1]} runs; mean and range of three seeds. Losses at the "
+        f"end, in nats a byte: {ends}."
+    )
+    faster = rules.speedup(ranked[0], results[BASE])
+    if faster:
+        share = f"{1 / faster.mean:.0%}"
+        best = ranked[0].name
+        text += f" `{best}` is at AdamW's loss after {share} of the steps."
+    return textwrap.fill(text, 88, break_on_hyphens=False) + "\n"
 
 
 def methods_table(found: Mapping[str, Results]) -> str:
@@ -74,7 +115,7 @@ def _lists(found: Mapping[str, Results]) -> str:
     return "".join(lines)
 
 
-def _has_methods(found: Mapping[str, Results]) -> bool:
+def has_methods(found: Mapping[str, Results]) -> bool:
     """Whether a method has runs from enough seeds for an interval."""
     if METHODS not in found:
         return False

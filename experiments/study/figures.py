@@ -1,7 +1,7 @@
 """What the figures of the claims show; the axes are drawn as a report draws them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,6 +43,18 @@ def rates(results: Results) -> Figure | None:
         axes.set(xlabel=axes.get_xlabel().replace(")", "; star: all else tuned)"))
 
     return drawn.draw_all([drawn.Drawing("", draw)], methods)
+
+
+def curves(results: Results, names: Sequence[str]) -> Figure:
+    """Validation loss against the steps, at the best trials of the arms named.
+
+    Args:
+      results: of the claim.
+      names: of arms that have runs, in the legend's order.
+    """
+    methods = {method.name: method for method in results.tuned()}
+    chosen = [methods[name] for name in names]
+    return drawn.figure(functools.partial(drawn.draw_losses, methods=chosen))
 
 
 def gains(results: Results) -> Figure | None:

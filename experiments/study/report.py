@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from experiments.reporting import figures as drawn
 from experiments.reporting.files import markdown, split, write_csv
 from experiments.study import advice, figures, plan, rules, table
@@ -21,8 +23,8 @@ FOLDER = "results/study"
 _HEAD = """# The study: which claims hold here
 
 Made by `python -m experiments.study --report` of `results/study/runs.csv`, {count}
-runs; nothing on this page is typed by hand. The table of methods in `docs/which.md` and
-in the README is made of the same runs.
+runs; nothing on this page is typed by hand. The table of methods and the headline in
+`docs/which.md`, `docs/results.md` and the README are made of the same runs.
 
 All arms of a claim are tuned by one rule: rates a factor of 2 apart, until the best
 lies inside; where a claim says so then the rate of the other leaves and the weight
@@ -71,6 +73,9 @@ def write(
         for name, row in _rows(found[claim.name]).items()
     ]
     write_csv(folder / "arms.csv", *split(lines))
+    if draw and advice.has_methods(found):
+        made = figures.curves(found[advice.METHODS], advice.shown(found))
+        _save(made, "headline", folder / "figures")
     advice.write(found, root)
 
 
@@ -193,7 +198,12 @@ def _draw(claim: Claim, results: Results, folder: pathlib.Path) -> None:
     for name, draw in _drawn(claim, results).items():
         # While too many runs are missing for a claim's own figure, the losses.
         made = draw(results) or figures.rates(results)
-        drawn.save(made, folder / f"{name}.png", dpi=100, metadata={"Software": None})
+        _save(made, name, folder)
+
+
+def _save(made: Figure, name: str, folder: pathlib.Path) -> None:
+    """Saves a figure, to the byte alike for the same runs."""
+    drawn.save(made, folder / f"{name}.png", dpi=100, metadata={"Software": None})
 
 
 def _provenance(rows: Sequence[Row]) -> str:

@@ -95,8 +95,10 @@ def test_sweep_files_and_launchers_are_explained_in_both_places(given):
         assert f"\n  {key}\n" in help_text
         assert squeezed(said) in squeezed(help_text)
     assert set(parts.KEYS) == set(parts.Part._fields)
-    given(sweep._FLAGS, sweep="configs/sweeps/uba_phi.py")
-    help_text = sweep._help(["--config.optimizer.name=soap"])
+    given(sweep._FLAGS, sweep="configs/sweeps/proxies.py")
+    help_text = sweep._help(
+        ["--config.optimizer.name=soap", "--config.schedule.name=uba"]
+    )
     assert "Fields, with the values of configs/stdlib_lm.py" in help_text
     assert "--config.schedule.kwargs.phi=1.0" in help_text
     assert "--config.optimizer.kwargs.precondition" in help_text

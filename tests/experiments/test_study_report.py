@@ -182,7 +182,8 @@ def test_a_table_of_runs_makes_the_whole_report(tmp_path):
     some = [x for x in every if x.name in ("root", "cosmos_rank", "lanton_spread")]
     rows = rows_of({k: arm for x in every for k, arm in _named(x)}, made_up)
     (tmp_path / "README.md").write_text(
-        "Before.\n<!-- study -->\nold\n<!-- end of study -->\nAfter.\n"
+        "Before.\n<!-- headline -->\nold\n<!-- end of headline -->\n"
+        "<!-- study -->\nold\n<!-- end of study -->\nAfter.\n"
     )
     report.write(every, rows, tmp_path, draw=False)
     page = (tmp_path / "results/study/README.md").read_text()
@@ -199,7 +200,13 @@ def test_a_table_of_runs_makes_the_whole_report(tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("Before.\n") and readme.endswith("\nAfter.\n")
     assert "| adamw |" in readme and "old" not in readme
-    assert advice.methods_table(_results(every, rows)) in readme
+    found = _results(every, rows)
+    assert advice.methods_table(found) in readme
+    headline = " ".join(readme.partition("<!-- end of headline -->")[0].split())
+    chosen = advice.shown(found)
+    assert len(chosen) == 6 and advice.BASE in chosen
+    for name in chosen:
+        assert f"`{name}` {found[advice.METHODS][name].loss:.3f}" in headline
     again = tmp_path / "again"
     report.write(some, rows, again)
     page = (again / "results/study/README.md").read_text()
