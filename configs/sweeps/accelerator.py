@@ -1,4 +1,4 @@
-"""Five optimizers at 60M and 130M parameters: the study's first check on an accelerator.
+"""Five optimizers at 60M and 130M parameters: what to run first on an accelerator.
 
 LLaMAs of both sizes on the BPE tokens of all Python sources of the machine, 1,000 steps
 of 131,072 tokens, one seed: 10 runs. Rates, decays and the rate of the other leaves are
