@@ -5,6 +5,7 @@ More than six methods are drawn apart: a panel each, with the others behind it i
 
 import functools
 import io
+import itertools
 import math
 import statistics
 import textwrap
@@ -165,7 +166,7 @@ def draw_rates(axes: Axes, methods: Sequence[Method], focus: int | None = None) 
             style = {"marker": marker, "markersize": 17, "fillstyle": "none"}
             at = top if math.isnan(at) else at
             pen.points("rates-edge", [method.rate], [at], **style)
-    axes.set_xscale("log")
+    _show_rates(axes, [run.rate for run in runs], focus)
     axes.set_ylim(top=top + 0.04 * max(high - low, 0.1))
     edge = "; triangle: best at the edge" if any(m.edge for m in methods) else ""
     axes.set(xlabel=f"peak learning rate (cross: above{edge})")
@@ -188,8 +189,18 @@ def draw_logits(
         known = sorted((rate, value) for rate, value in found if value is not None)
         pen = Pen(axes, i, focus)
         pen.line(field, [x for x, _ in known], [y for _, y in known], method.name)
-    axes.set(xscale="log", yscale="log")
-    axes.set(xlabel="peak learning rate", ylabel=field.replace("_", " "))
+    _show_rates(axes, [run.rate for method in methods for run in method.runs], focus)
+    axes.set(xlabel="peak learning rate", ylabel=field.replace("_", " "), yscale="log")
+
+
+def _show_rates(axes: Axes, rates: Sequence[float], focus: int | None) -> None:
+    """A logarithmic axis, the rates its ticks where the panel has room for them."""
+    axes.set_xscale("log")
+    ticks = sorted(set(rates))
+    apart = all(b > 1.5 * a for a, b in itertools.pairwise(ticks))
+    if focus is None and len(ticks) < 9 and apart:
+        axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+        axes.minorticks_off()
 
 
 def draw_memory(axes: Axes, methods: Sequence[Method]) -> None:

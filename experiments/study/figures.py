@@ -30,6 +30,7 @@ def rates(results: Results) -> Figure | None:
     def draw(axes: Axes, focus: int | None = None) -> None:
         drawn.draw_rates(axes, methods, focus)
         low, high = axes.get_ylim()
+        what = axes.get_xlabel()
         for i, method in enumerate(methods):
             tried = results[method.name]
             on_line = {values for values, _ in tried.rates}
@@ -39,8 +40,8 @@ def rates(results: Results) -> Figure | None:
             low = min(low, loss - 0.05 * (high - low))
             style = {"marker": "*", "markersize": 11, "zorder": 3}
             Pen(axes, i, focus).points("tuned", [tried.chosen[RATE]], [loss], **style)
+            axes.set(xlabel=what.replace(")", "; star: all else tuned)"))
         axes.set_ylim(bottom=low)
-        axes.set(xlabel=axes.get_xlabel().replace(")", "; star: all else tuned)"))
 
     return drawn.draw_all([drawn.Drawing("", draw)], methods)
 
