@@ -2,8 +2,8 @@
 
     python -m experiments.demo --workdir=runs/demo
 
-Each under two schedules, at the best rate that results/sweeps/demo has found for the
-pair. Runs that are complete are not run again.
+Each under two schedules, at the best rate that the study has for the pair (its claim
+`larger_model`). Runs that are complete are not run again.
 """
 
 import pathlib
@@ -23,12 +23,12 @@ _WORKDIR = command.define_path(
 )
 
 _CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "stdlib_lm.py"
-# Optimizer and schedule -> the best rate of configs/sweeps/demo.py.
+# Optimizer and schedule -> the best rate of the study's claim `larger_model`.
 RATES = {
     ("adamw", "cosine"): 4e-3,
     ("adamw", "uba"): 4e-3,
     ("cosmos", "cosine"): 2e-3,
-    ("cosmos", "uba"): 2e-3,
+    ("cosmos", "uba"): 1e-3,
 }
 
 

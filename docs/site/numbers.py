@@ -37,7 +37,7 @@ class Best(NamedTuple):
     others: str
     loss: float
     gain: str
-    off_by_two: float
+    off_by_two: float | None
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def best_rates() -> dict[str, Best]:
             float(row["val loss"]),
             # A cell that begins with a sign is quoted against spreadsheets.
             row["gain"].lstrip("'"),
-            float(row["rate off by 2"]),
+            float(row["rate off by 2"].lstrip("'")) if row["rate off by 2"] else None,
         )
         for row in rows(STUDY / "arms.csv")
         if row["claim"] == "methods"
@@ -86,8 +86,15 @@ def of_method(name: str) -> str:
         "In [the study](../results/study/README.md) the best rate was "
         f"**{best.rate:g}**, {best.rate / adamw.rate:.3g} times AdamW's, with "
         f"{best.others}. The validation loss was {best.loss:.3f} against AdamW's "
-        f"{adamw.loss:.3f}, a gain of {best.gain} nats. At half and at "
-        f"twice the rate the loss was {best.off_by_two:.3f} higher on average (AdamW: "
-        f"{adamw.off_by_two:.3f}). "
-        f"{counted}"
+        f"{adamw.loss:.3f}, a gain of {best.gain} nats. {_off(best, adamw)}{counted}"
+    )
+
+
+def _off(best: Best, adamw: Best) -> str:
+    """What a rate that is off by 2 costs, where the study has both neighbours."""
+    if best.off_by_two is None or adamw.off_by_two is None:
+        return ""
+    return (
+        f"At half and at twice the rate the loss was {best.off_by_two:.3f} higher on "
+        f"average (AdamW: {adamw.off_by_two:.3f}). "
     )

@@ -13,6 +13,8 @@ from experiments.study.results import Results, Tried
 
 # The claim that has every method, tuned alike.
 METHODS = "methods"
+# The claim that has some of them on a larger model.
+LARGER = "larger_model"
 BASE = "adamw"
 PAGES = ("README.md", "docs/which.md", "docs/results.md")
 # So many methods are in the headline's figure: the best of them and AdamW.
@@ -85,7 +87,24 @@ def _headline(found: Mapping[str, Results]) -> str:
         share = f"{1 / faster.mean:.0%}"
         best = ranked[0].name
         text += f" `{best}` is at AdamW's loss after {share} of the steps."
+    larger = _gains(found.get(LARGER))
+    if larger:
+        text += f" With 0.86 M parameters the gains over `{BASE}` are {larger}."
     return textwrap.fill(text, 88, break_on_hyphens=False) + "\n"
+
+
+def _gains(results: Results | None) -> str:
+    """The mean gains over AdamW that are above 0 with their interval, as a list."""
+    if not results or not results.complete:
+        return ""
+    found = {
+        name: rules.gain(tried, results[BASE])
+        for name, tried in results.items()
+        if name != BASE and "," not in name
+    }
+    clear = {name: x.mean for name, x in found.items() if x and x.low > 0}
+    ranked = sorted(clear, key=lambda name: -clear[name])
+    return ", ".join(f"`{name}` {clear[name]:.3f}" for name in ranked)
 
 
 def methods_table(found: Mapping[str, Results]) -> str:
@@ -134,7 +153,7 @@ def _line(tried: Tried, base: Tried) -> tuple[str, ...]:
         gain.text("+.3f") if gain else "-",
         _ratio(tried, base, "state_bytes"),
         _ratio(tried, base, "flops"),
-        "-" if off is None else f"+{off:.3f}",
+        "-" if off is None else f"{off:+.3f}",
     )
 
 
@@ -152,9 +171,14 @@ def _needs(tried: Tried) -> list[str]:
 
 
 def _losing(name: str, found: Mapping[str, Results]) -> list[str]:
-    """The claims and conditions where the interval of its gain is below 0."""
+    """The claims and conditions where the interval of its gain is below 0.
+
+    Claims with a coarse grid and no tuning, as those of sensitivity, do not count.
+    """
     lost = []
     for claim, results in found.items():
+        if results.sensitivities:
+            continue
         for arm, tried in results.items():
             method, _, condition = arm.partition(", ")
             other = results.get(", ".join(filter(None, (BASE, condition))))

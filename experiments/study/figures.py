@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from experiments.reporting import escape
 from experiments.reporting import figures as drawn
@@ -20,8 +21,9 @@ _WITH_BANDS = 3
 def rates(results: Results) -> Figure | None:
     """Final loss against the rate; None without a run, as with all figures here.
 
-    Lines have all else at its centre, and a star is the best trial where other values
-    were tuned after the rate, with the first seed, as the line has it.
+    Lines have all else at its centre and the first seed, or all seeds where every rate
+    has them; a star is the best trial where other values were tuned after the rate,
+    with the first seed. A cross is a loss above the axis.
     """
     methods = results.lines()
     if not methods:
@@ -30,7 +32,6 @@ def rates(results: Results) -> Figure | None:
     def draw(axes: Axes, focus: int | None = None) -> None:
         drawn.draw_rates(axes, methods, focus)
         low, high = axes.get_ylim()
-        what = axes.get_xlabel()
         for i, method in enumerate(methods):
             tried = results[method.name]
             on_line = {values for values, _ in tried.rates}
@@ -40,8 +41,8 @@ def rates(results: Results) -> Figure | None:
             low = min(low, loss - 0.05 * (high - low))
             style = {"marker": "*", "markersize": 11, "zorder": 3}
             Pen(axes, i, focus).points("tuned", [tried.chosen[RATE]], [loss], **style)
-            axes.set(xlabel=what.replace(")", "; star: all else tuned)"))
         axes.set_ylim(bottom=low)
+        axes.set(xlabel="peak learning rate; lines and stars: first seed, dots: others")
 
     return drawn.draw_all([drawn.Drawing("", draw)], methods)
 
@@ -73,8 +74,9 @@ def gains(results: Results) -> Figure | None:
         axes.errorbar(means, places, xerr=(below, above), fmt="o", color=LIGHT[0])
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(places, [escape.label(name) for name in found])
-        axes.invert_yaxis()
-        axes.set(xlabel=f"nats below {escape.label(first.name)}, with the interval")
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        name = escape.label(first.name)
+        axes.set(xlabel=f"gain over {name} (nats of loss, 95% interval)")
 
     made = drawn.figure(draw)
     made.set_size_inches(7, 0.9 + 0.28 * len(found))
@@ -99,7 +101,7 @@ def sensitivities(tried: Tried) -> list[float]:
     """An arm's sensitivity to the rate, by seed, once all its rates have been tried."""
     if any(seed == 0 for _, seed in tried.wanted):
         return []
-    return rules.by_seed(tried, Tried.sensitivity)
+    return tried.sensitivities
 
 
 def series(
@@ -143,6 +145,9 @@ def series(
             pen.band("series-band", places, low, high)
         if log:
             axes.set_xscale("log")
+        places = sorted({x for arms in known.values() for x in arms})
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.minorticks_off()
         axes.set(xlabel=axis, ylabel=label)
 
     return drawn.figure(draw)
@@ -161,6 +166,9 @@ def spreads(results: Results) -> Figure | None:
     def draw(axes: Axes) -> None:
         for i, (name, curve) in enumerate(curves.items()):
             Pen(axes, i, None).line("spread", list(curve), list(curve.values()), name)
+        axes.set_ylim(0, 1.4)  # the legend stands above the curves
+        axes.set_yticks([x / 5 for x in range(6)])
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set(xlabel="steps", ylabel="1 - smallest / largest rate of a layer")
 
     return drawn.figure(draw)

@@ -12,11 +12,15 @@ _EMBEDDING = "optimizer.kwargs.embedding_learning_rate"
 _MOMENTUM = "optimizer.kwargs.momentum"
 
 
+# Values of a field beyond its first three are tried until the best lies inside.
+_MOST = 9
+
+
 def _others(rate: float) -> Axis:
-    return Axis(OTHERS, rate, most=5)
+    return Axis(OTHERS, rate, most=_MOST)
 
 
-_DECAY = Axis(DECAY, 0.1, factor=3.0, most=5)
+_DECAY = Axis(DECAY, 0.1, factor=3.0, most=_MOST)
 # Method -> the rate about which it is tuned, and what else has three values: the rate
 # of the other leaves, or where there is none what its paper tunes.
 METHODS: dict[str, tuple[float, tuple[Axis, ...]]] = {
@@ -27,12 +31,12 @@ METHODS: dict[str, tuple[float, tuple[Axis, ...]]] = {
     "root": (1e-2, (_others(4e-3), _DECAY)),
     "soap": (4e-3, (_others(4e-3), _DECAY)),
     "cosmos": (2e-3, (_others(4e-3), _DECAY)),
-    "lanton": (1e-2, (Axis(_EMBEDDING, 1e-2, most=5), _DECAY)),
+    "lanton": (1e-2, (Axis(_EMBEDDING, 1e-2, most=_MOST), _DECAY)),
     "scion": (
         2.5e-4,
         (
-            Axis(_RADIUS, 3000.0, most=5),
-            Axis("optimizer.kwargs.hidden_radius", 50.0, most=5),
+            Axis(_RADIUS, 3000.0, most=_MOST),
+            Axis("optimizer.kwargs.hidden_radius", 50.0, most=_MOST),
         ),
     ),
     "spam": (4e-3, (Axis(_B2, 0.999, values=(0.95, 0.99, 0.999)), _DECAY)),

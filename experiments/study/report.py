@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.reporting import figures as drawn
 from experiments.reporting.files import markdown, split, write_csv
 from experiments.study import advice, figures, plan, rules, table
-from experiments.study.arms import RATE
+from experiments.study.arms import RATE, TASKS
 from experiments.study.claims import Claim
 from experiments.study.results import Results, Tried
 from experiments.study.rules import Verdict
@@ -27,15 +27,22 @@ runs; nothing on this page is typed by hand. The table of methods and the headli
 `docs/which.md`, `docs/results.md` and the README are made of the same runs.
 
 All arms of a claim are tuned by one rule: rates a factor of 2 apart, until the best
-lies inside; where a claim says so then the rate of the other leaves and the weight
-decay; the best by the mean over the seeds. Differences are paired by seed, with
-Student's interval at 95%. Gains are in nats of validation loss; they and the steps to a
+lies inside; where a claim says so then, from three values on in the same way, the rate
+of the other leaves (a factor of 2) and the weight decay (a factor of 3); the best by
+the mean over the seeds 0, 1 and 2, which decide weights and order of the data. "At the
+edge" names values that are the lowest or highest of those tried. Differences are paired
+by seed, with Student's interval at 95%; with three seeds that is 2.5 times the standard
+deviation of the differences to both sides, which leaves many small gains undecided.
+Gains are in nats of validation loss, positive for a lower loss; they and the steps to a
 loss are against the first arm of each table. The work of a training step is counted;
 times are not shown, since several machines made the runs, and often busy ones. "Rate
-off by 2" is what half and twice the best rate cost on average, and the sensitivity the
-mean of the loss over all rates of an arm less the lowest, both before other values were
-tuned; figures have these rates as lines, and a star where more was tuned. A claim is
-decided by its rule, which was there before its runs.
+off by 2" is how much higher the loss is at half and at twice the rate, on average. The
+sensitivity, where all arms have the same grid, is the mean of the loss over all rates
+less the lowest. A claim is decided by its rule, which was there before its runs.
+
+Figures over rates show them as they were tried first, all else at its centre: lines are
+the first seed, small points the other seeds, crosses losses above the axis, and a star
+the first seed where more was tuned. Tables have the mean of the seeds.
 """
 
 
@@ -59,7 +66,7 @@ def write(
     known = table.by_key(rows)
     found = {claim.name: Results(claim.trials, known) for claim in claims}
     verdicts = {claim.name: decided(claim, found[claim.name]) for claim in claims}
-    parts = [_HEAD.format(count=len(rows)), _overview(claims, verdicts)]
+    parts = [_HEAD.format(count=len(rows)), _tasks(), _overview(claims, verdicts)]
     for claim in claims:
         results = found[claim.name]
         if draw:
@@ -87,6 +94,17 @@ def decided(claim: Claim, results: Results) -> Verdict:
             rules.NOT_RUN, f"{made} of its runs are made, about {left} are missing"
         )
     return claim.decide(results)
+
+
+def _tasks() -> str:
+    """What is learned: each task's config and the fields that the study sets."""
+    rows = [
+        (name, task.config, ", ".join(f"{x}={y}" for x, y in task.overrides.items()))
+        for name, task in TASKS.items()
+    ]
+    return "Tasks, of which most claims take *small*:\n\n" + markdown(
+        ("task", "config", "fields that differ from it"), rows
+    )
 
 
 def _overview(claims: Sequence[Claim], verdicts: dict[str, Verdict]) -> str:
@@ -126,8 +144,10 @@ def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
     )
     rows = _rows(results)
     if any(tried.runs for tried in results.values()):
+        # Columns that are empty in the whole table are left out.
+        told = {x for row in rows.values() for x, y in row.items() if _shown(y) != "-"}
         shown = [
-            {"arm": name} | {x: _shown(value) for x, value in row.items()}
+            {"arm": name} | {x: _shown(y) for x, y in row.items() if x in told}
             for name, row in rows.items()
         ]
         text += markdown(*split(shown)) + "\n"
@@ -139,10 +159,13 @@ def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
 def _rows(results: Results) -> dict[str, dict[str, Any]]:
     """Arm -> its numbers, against the first arm."""
     first = next(iter(results.values()))
-    return {name: _row(tried, first) for name, tried in results.items()}
+    known = results.sensitivities
+    return {
+        name: _row(tried, first, known.get(name)) for name, tried in results.items()
+    }
 
 
-def _row(tried: Tried, first: Tried) -> dict[str, Any]:
+def _row(tried: Tried, first: Tried, sensitivity: float | None) -> dict[str, Any]:
     gain = rules.gain(tried, first) if tried is not first else None
     faster = rules.speedup(tried, first) if tried is not first else None
     rate = tried.chosen.get(RATE)
@@ -159,7 +182,7 @@ def _row(tried: Tried, first: Tried) -> dict[str, Any]:
         "gain": gain.text() if gain else "",
         "times fewer steps": faster.text(".2f") if faster else "",
         "rate off by 2": _rounded(tried.off_by_two, 3),
-        "sensitivity": _rounded(tried.sensitivity()),
+        "sensitivity": _rounded(sensitivity, 4),
         "state bytes": tried.median("state_bytes"),
         "step FLOPs": tried.median("flops"),
         "seeds": len(tried.runs),

@@ -109,32 +109,35 @@ class Tried:
             if name != RATE
         )
 
-    def sensitivity(self, seed: int = 0) -> float | None:
-        """To the rate: the mean over the rates of the loss less the least.
+    @property
+    def sensitivities(self) -> list[float]:
+        """To the rate, by seed: the mean over the rates of the loss less the least.
 
         Losses count up to that before the first step. All else is as it was when the
-        rates were tried. None for fewer than two rates, or than the first seed has.
+        rates were tried. Seeds without a run at every rate are left out.
         """
-        seeds = [s for _, s in self.rates]
-        losses = [row.capped for (_, s), row in self.rates.items() if s == seed]
-        if len(losses) < max(2, seeds.count(0)):
-            return None
-        return statistics.fmean(losses) - min(losses)
+        by_seed: dict[int, list[float]] = {}
+        for (_, seed), row in sorted(self.rates.items()):
+            by_seed.setdefault(seed, []).append(row.capped)
+        least = max(2, len(by_seed.get(0, [])))
+        whole = [losses for losses in by_seed.values() if len(losses) >= least]
+        return [statistics.fmean(losses) - min(losses) for losses in whole]
 
     @property
     def off_by_two(self) -> float | None:
-        """What a rate costs that is half or twice the best one: the mean, in nats.
+        """How much higher the loss is at half and at twice the chosen rate: the mean.
 
-        With the first seed, as the rates were tried; None without runs at all three.
+        In nats, with the first seed and all else at its centre, as the rates were
+        tried; None without runs at all three.
         """
         by_rate = {
             row.overrides[RATE]: row.capped
             for (_, seed), row in self.rates.items()
             if not seed
         }
-        if not by_rate:
+        best = self.chosen.get(RATE)
+        if best not in by_rate:
             return None
-        best = min(by_rate, key=lambda rate: by_rate[rate])
         beside = [
             loss
             for rate, loss in by_rate.items()
@@ -195,13 +198,19 @@ class Results(dict[str, Tried]):
         They have a sensitivity where all arms have as many rates.
         """
         found = self._methods({x.name: x.rates.values() for x in self.values()})
-        gridded = all(tried.arm.search.everywhere for tried in self.values())
-        return [
-            method._replace(
-                sensitivity=self[method.name].sensitivity() if gridded else None
-            )
-            for method in found
-        ]
+        known = self.sensitivities
+        return [x._replace(sensitivity=known.get(x.name)) for x in found]
+
+    @property
+    def sensitivities(self) -> dict[str, float]:
+        """Arm -> its mean sensitivity, where all arms are tried at as many rates."""
+        if not all(tried.arm.search.everywhere for tried in self.values()):
+            return {}
+        return {
+            name: statistics.fmean(tried.sensitivities)
+            for name, tried in self.items()
+            if tried.sensitivities
+        }
 
     def _methods(self, rows: Mapping[str, Iterable[Row]]) -> list[Method]:
         runs = [_as_run(name, row) for name, own in rows.items() for row in own]

@@ -108,12 +108,6 @@ def speedup(first: Tried, second: Tried) -> Interval | None:
     return found and Interval(*map(math.exp, found))
 
 
-def by_seed(tried: Tried, measure: Callable[[Tried, int], float | None]) -> list[float]:
-    """A measure of an arm for each of its seeds."""
-    found = [measure(tried, seed) for seed in range(tried.arm.search.seeds)]
-    return [x for x in found if x is not None]
-
-
 def judged(found: Interval | None, least: float, what: str, form: str) -> Verdict:
     """Whether a number is above a limit.
 
@@ -137,14 +131,14 @@ def judged(found: Interval | None, least: float, what: str, form: str) -> Verdic
 def lower_loss(results: Results, first: str, second: str, by: float = 0.0) -> Verdict:
     """Whether the first arm's loss is lower than the second's by more than that."""
     found = gain(results[first], results[second])
-    what = f"the loss of {first} is lower than that of {second} by {{}} nats"
+    what = f"the loss of `{second}` less that of `{first}` is {{}} nats"
     return judged(found, by, what, "+.4f")
 
 
 def no_worse(results: Results, first: str, second: str, margin: float) -> Verdict:
     """Whether the first arm's loss is at most so much above the second's."""
     found = gain(results[first], results[second])
-    what = f"the loss of {first} is lower than that of {second} by {{}} nats"
+    what = f"the loss of `{second}` less that of `{first}` is {{}} nats"
     return judged(found, -margin, what, "+.4f")
 
 
@@ -153,15 +147,15 @@ def fewer_steps(
 ) -> Verdict:
     """Whether the first takes `times` times fewer steps to the second's final loss."""
     found = speedup(results[first], results[second])
-    what = f"{first} takes {{}} times fewer steps to the final loss of {second}"
+    what = f"`{first}` takes {{}} times fewer steps to the final loss of `{second}`"
     return judged(found, times, what, ".2f")
 
 
 def less_sensitive(results: Results, first: str, second: str) -> Verdict:
     """Whether the first arm loses less by a wrong rate, over the seeds of the grid."""
-    pairs = [by_seed(results[x], Tried.sensitivity) for x in (first, second)]
-    found = interval([b - a for a, b in zip(*pairs, strict=False)])
-    what = f"the sensitivity of {first} is lower than that of {second} by {{}} nats"
+    pairs = zip(*(results[x].sensitivities for x in (first, second)), strict=False)
+    found = interval([b - a for a, b in pairs])
+    what = f"the sensitivity of `{second}` less that of `{first}` is {{}} nats"
     return judged(found, 0.0, what, "+.4f")
 
 
@@ -180,9 +174,9 @@ def smaller(
     mine, other = results[first].median(field), results[second].median(field)
     what = field.replace("_", " ")
     if not mine or not other:
-        return Verdict(NOT_RUN, f"the {what} of {first} and {second} are not known")
+        return Verdict(NOT_RUN, f"the {what} of `{first}` and `{second}` are not known")
     ratio = other / mine
-    sentence = f"the {what} of {second} are {ratio:.2f} times those of {first}"
+    sentence = f"the {what} of `{second}` are {ratio:.2f} times those of `{first}`"
     return Verdict(HOLDS if ratio >= times else FAILS, sentence, f"{ratio:.2f}")
 
 

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 from scipy import stats
 
+from experiments import demo
 from experiments.study import advice, claims, plan, report, rules, table
 from experiments.study.arms import RATE, Arm
 from experiments.study.results import Results, Tried
@@ -95,7 +96,8 @@ def test_sensitivity_has_an_interval_over_seeds():
     rows += rows_of({"muon": trials["muon"]}, flat)
     results = Results(trials, table.by_key(rows))
     share = 2 / 3 * math.log(2) ** 2
-    assert results["adamw"].sensitivity() == pytest.approx(0.3 * share)
+    assert results["adamw"].sensitivities == pytest.approx([0.3 * share] * 3)
+    assert results.sensitivities["muon"] == pytest.approx(0.1 * share)
     assert rules.less_sensitive(results, "muon", "adamw").word == rules.HOLDS
     assert rules.less_sensitive(results, "adamw", "muon").word == rules.FAILS
 
@@ -111,7 +113,8 @@ def test_rates_are_those_before_other_values_were_tuned():
     tried = results["tuned"]
     assert tried.chosen["optimizer.weight_decay"] == 0.3
     assert {values[1] for values, _ in tried.rates} == {0.1}
-    assert tried.sensitivity() == pytest.approx(0.2 / 3)
+    assert tried.sensitivities == pytest.approx([0.2 / 3])
+    assert not results.sensitivities
     assert tried.off_by_two == pytest.approx(0.1)
     # The line has the rates as they were tried, and the best trial is beside it.
     (line,) = results.lines()
@@ -238,6 +241,15 @@ def test_without_runs_every_claim_says_so(tmp_path):
         said = f"**{rules.NOT_RUN}**: 0 of its runs are made, about {left} are missing."
         assert said in page and left > 9
     assert "figures/" not in page
+
+
+def test_the_demo_has_the_best_rates_of_the_study():
+    (claim,) = claims.load(["larger_model"])
+    known = table.by_key(table.read(ROOT / report.FOLDER / "runs.csv"))
+    results = Results(claim.trials, known)
+    for (name, schedule), rate in demo.RATES.items():
+        arm = name if schedule == "cosine" else f"{name}, UBA"
+        assert results[arm].chosen[RATE] == rate, (name, schedule)
 
 
 def test_what_is_committed_is_what_comes_out(tmp_path):

@@ -4,7 +4,7 @@ from experiments.study import rules
 from experiments.study.methods import arm
 
 CLAIM = """
-Cautious updates lower the loss of COSMOS, as they do that of AdamW and Lion.
+Cautious updates lower the loss of COSMOS, as their paper says of AdamW and Lion.
 """
 SOURCE = "no paper for COSMOS; Cautious Optimizers, arXiv 2411.16085"
 RULE = """

@@ -25,7 +25,7 @@ def trials():
     }
     first_power = {"optimizer.kwargs.exponent": 1.0}
     return {
-        "without": arm("lanton", _NOT, deep=True),
+        "no adaptation": arm("lanton", _NOT, deep=True),
         **adapted,
         "alpha 1, exponent 1": arm("lanton", first_power, deep=True),
     }
@@ -34,4 +34,4 @@ def trials():
 def decide(results):
     names = [f"alpha {alpha:g}" for alpha in _ALPHAS]
     best = min(names, key=lambda name: results[name].loss)
-    return rules.fewer_steps(results, best, "without", 1.5)
+    return rules.fewer_steps(results, best, "no adaptation", 1.5)

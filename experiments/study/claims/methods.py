@@ -4,8 +4,8 @@ from experiments.study import rules
 from experiments.study.methods import METHODS, arm
 
 CLAIM = """
-A method that came after Adam ends at a lower loss than AdamW when both are tuned with
-as many trials.
+Each method that came after Adam ends at a lower loss than AdamW, all tuned by the same
+rule.
 """
 SOURCE = "what each of the papers says of its own method"
 RULE = """

@@ -4,8 +4,8 @@ from experiments.study import rules
 from experiments.study.methods import arm
 
 CLAIM = """
-Scion's radii of 50 for hidden matrices and 3000 for embeddings and head serve at
-other sizes too.
+Scion's radii of 50 for hidden matrices and 3000 for embeddings and head serve for
+a model of 0.23 M parameters too.
 """
 SOURCE = "Scion, arXiv 2502.07529, the setting of nanoGPT"
 RULE = """

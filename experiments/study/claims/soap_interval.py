@@ -10,7 +10,8 @@ loses little.
 SOURCE = "SOAP, arXiv 2409.11321, figure of the preconditioning frequency"
 RULE = """
 It holds if SOAP's loss at interval 10 is lower than AdamW's by an interval above 0,
-and at most 0.02 nats above that at interval 1 with its whole interval.
+and at most 0.02 nats above that at interval 1 with its whole interval; it does not if
+one of the two intervals lies beyond its limit.
 """
 
 _INTERVAL = "optimizer.kwargs.precondition_interval"

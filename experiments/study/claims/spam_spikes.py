@@ -4,7 +4,8 @@ from experiments.study import rules
 from experiments.study.claims import spam
 
 CLAIM = """
-SPAM and Stable-SPAM stand spikes of the gradient better than Adam with clipping.
+Where some gradients are far too large, SPAM and Stable-SPAM end at a lower loss than
+Adam with clipping.
 """
 SOURCE = "SPAM, arXiv 2501.06842; Stable-SPAM, arXiv 2502.17055"
 RULE = """

@@ -4,8 +4,8 @@ from experiments.study import rules
 from experiments.study.methods import arm
 
 CLAIM = """
-Matrix methods gain by their steps of matrices, and not by the separate rate of
-embeddings, head and vectors: AdamW with such a rate does not reach them.
+AdamW with a separate rate for embeddings, head and vectors does not reach the methods
+for matrices, which have one.
 """
 SOURCE = "none; what a fair comparison has to rule out"
 RULE = """

@@ -1,10 +1,10 @@
-"""UBA under every method."""
+"""UBA under nine methods."""
 
 from experiments.study import rules
 from experiments.study.methods import arm
 
 CLAIM = """
-UBA with phi = 1 ends at a lower loss than cosine under every method.
+UBA with phi = 1 ends at a lower loss than cosine under most methods.
 """
 SOURCE = "no paper; UBA, arXiv 2505.24452, has AdamW, SGD and a few more"
 RULE = """

@@ -5,7 +5,7 @@ from experiments.study.methods import grid
 
 CLAIM = """
 AdamW gets more sensitive to its rate as models get wider, and methods with updates of
-a fixed norm do not.
+a fixed norm are less sensitive than AdamW in wide ones.
 """
 SOURCE = """
 Small-scale proxies, arXiv 2309.14322, for AdamW; Scion, arXiv 2502.07529, for the
