@@ -32,8 +32,9 @@ def trials():
 
 def decide(results):
     def gains(batch):
-        pair = [results[f"{name}, batch {batch}"] for name in ("lanton", "no adaptation")]
-        return [b - a for a, b in rules.paired(*pair, lambda row: row.capped)]
+        names = (f"{name}, batch {batch}" for name in ("lanton", "no adaptation"))
+        pairs = rules.paired(*(results[x] for x in names), lambda row: row.capped)
+        return [b - a for a, b in pairs]
 
     found = [small - large for small, large in zip(gains(2), gains(32), strict=True)]
     what = "the adaptation gains more at 2 windows than at 32 by {} nats"
