@@ -2,13 +2,14 @@
 
 import math
 import pathlib
+import runpy
 
 import pytest
 from scipy import stats
 
 from experiments import demo
 from experiments.study import advice, claims, plan, report, rules, table
-from experiments.study.arms import RATE, Arm
+from experiments.study.arms import DECAY, OTHERS, RATE, Arm
 from experiments.study.results import Results, Tried
 from experiments.study.search import Axis, Search
 from tests.helpers.study_rows import row, rows_of
@@ -250,6 +251,17 @@ def test_the_demo_has_the_best_rates_of_the_study():
     for (name, schedule), rate in demo.RATES.items():
         arm = name if schedule == "cosine" else f"{name}, UBA"
         assert results[arm].chosen[RATE] == rate, (name, schedule)
+
+
+def test_the_sweep_for_accelerators_starts_from_the_best_of_the_study():
+    (claim,) = claims.load(["methods"])
+    known = table.by_key(table.read(ROOT / report.FOLDER / "runs.csv"))
+    results = Results(claim.trials, known)
+    swept = runpy.run_path(str(ROOT / "configs/sweeps/accelerator.py"))["_BEST"]
+    for name, best in swept.items():
+        chosen = results[name].chosen
+        own = [chosen.get(x, 0.0) for x in (RATE, OTHERS, DECAY)]
+        assert [x or 0.0 for x in best] == pytest.approx(own, rel=1e-2), name
 
 
 def test_what_is_committed_is_what_comes_out(tmp_path):
