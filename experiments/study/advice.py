@@ -17,7 +17,7 @@ METHODS = "methods"
 LARGER = "larger_model"
 BASE = "adamw"
 PAGES = ("README.md", "docs/which.md", "docs/results.md")
-# So many methods are in the headline's figure: the best of them and AdamW.
+# The number of methods in the headline's figure: the best ones and AdamW.
 _SHOWN = 6
 _NOTE = """All methods are tuned by one rule: first the rate, then what is under *with*.
 `adam_learning_rate` is the rate of all leaves but hidden matrices; methods without it

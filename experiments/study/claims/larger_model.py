@@ -15,8 +15,6 @@ under UBA, which `make demo` trains too, are shown and do not decide.
 """
 
 _METHODS = ("adamw", "muon", "soap", "cosmos", "root", "lanton", "lion")
-
-
 _UBA = {"schedule.name": "uba"}
 
 
