@@ -48,9 +48,8 @@ def best_rates() -> dict[str, Best]:
             float(row["rate"]),
             row["also tuned"],
             float(row["val loss"]),
-            # A cell that begins with a sign is quoted against spreadsheets.
-            row["gain"].lstrip("'"),
-            float(row["rate off by 2"].lstrip("'")) if row["rate off by 2"] else None,
+            row["gain"],
+            float(row["rate off by 2"]) if row["rate off by 2"] else None,
         )
         for row in rows(STUDY / "arms.csv")
         if row["claim"] == "methods"

@@ -32,6 +32,11 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if runs else text
 
 
+def csv_text(cell: str) -> str:
+    """A cell without the quote that `csv_cell` put before it."""
+    return cell[1:] if cell.startswith("'") and csv_cell(cell[1:]) == cell else cell
+
+
 def label(text: str) -> str:
     """A label without matplotlib's markup; it leaves out labels that begin with `_`."""
     text = visible(text).replace("$", r"\$")

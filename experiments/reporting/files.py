@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.reporting.escape import csv_cell, markdown_cell
+from experiments.reporting.escape import csv_cell, csv_text, markdown_cell
 
 
 def split(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -39,8 +39,12 @@ def write_csv(
 
 
 def read_csv(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV file, and its rows without one that was cut off."""
+    """The columns of a file of `write_csv`, and the rows that are not cut off."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values()]
+        rows = [
+            {name: csv_text(cell) for name, cell in row.items()}
+            for row in reader
+            if None not in row.values()
+        ]
         return list(reader.fieldnames or ()), rows

@@ -42,7 +42,10 @@ def rates(results: Results) -> Figure | None:
             style = {"marker": "*", "markersize": 11, "zorder": 3}
             Pen(axes, i, focus).points("tuned", [tried.chosen[RATE]], [loss], **style)
         axes.set_ylim(bottom=low)
-        axes.set(xlabel="peak learning rate; lines and stars: first seed, dots: others")
+        label = "peak learning rate"
+        if not results.everywhere:
+            label += "; lines and stars: first seed, dots: others"
+        axes.set(xlabel=label)
 
     return drawn.draw_all([drawn.Drawing("", draw)], methods)
 

@@ -188,6 +188,11 @@ class Results(dict[str, Tried]):
         """Whether no run is missing."""
         return all(tried.complete for tried in self.values())
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether all trials of all arms get all seeds."""
+        return all(tried.arm.search.everywhere for tried in self.values())
+
     def tuned(self) -> list[Method]:
         """The arms at their best trials, as a report has its methods."""
         return self._methods({x.name: x.runs.values() for x in self.values()})
@@ -204,7 +209,7 @@ class Results(dict[str, Tried]):
     @property
     def sensitivities(self) -> dict[str, float]:
         """Arm -> its mean sensitivity, where all arms are tried at as many rates."""
-        if not all(tried.arm.search.everywhere for tried in self.values()):
+        if not self.everywhere:
             return {}
         return {
             name: statistics.fmean(tried.sensitivities)

@@ -288,3 +288,4 @@ def test_numbers_stay_numbers_in_cells():
     assert [escape.csv_cell(value) for value in same] == same
     for text in ("=1", "-1+1", "+A1", "@x", " =1", "--", "-1 "):
         assert escape.csv_cell(text) == f"'{text}"
+        assert escape.csv_text(f"'{text}") == text
