@@ -38,6 +38,7 @@ NAMES = (
     "adahessian_interval",
     "lanton_spread",
     "lanton_batches",
+    "lanton_exponent",
     "cosmos_h",
     "despiked",
     "cautious_cosmos",
