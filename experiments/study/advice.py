@@ -19,14 +19,14 @@ BASE = "adamw"
 PAGES = ("README.md", "docs/which.md", "docs/results.md")
 # The number of methods in the headline's figure: the best ones and AdamW.
 _SHOWN = 6
-_NOTE = """All methods are tuned by one rule: first the rate, then what is under *with*.
-`adam_learning_rate` is the rate of all leaves but hidden matrices; methods without it
-have one rate for all leaves, but for LANTON's and Scion's own arguments. COSMOS has a
-rank of 8, SPAM resets at every 100 steps, Stable-SPAM at every 200. The gain over AdamW
-is in nats of validation loss, with its 95% interval over the seeds. State and FLOPs of
-a training step, which has only 1,024 tokens, are over AdamW's. The last column says how
-much higher the loss is, on average, at half and at twice the best rate, before what is
-under *with* was tuned.
+_NOTE = """All methods are tuned by one rule: first the rate, then what is under *with*,
+then the rates once more together. `adam_learning_rate` is the rate of all leaves but
+hidden matrices; methods without it have one rate for all leaves, but for LANTON's and
+Scion's own arguments. COSMOS has a rank of 8, SPAM resets at every 100 steps,
+Stable-SPAM at every 200. The gain over AdamW is in nats of validation loss, with its
+95% interval over the seeds. State and FLOPs of a training step, which has only 1,024
+tokens, are over AdamW's. The last column says how much higher the loss is, on average,
+at half and at twice the best rate.
 """
 
 

@@ -96,7 +96,10 @@ def arm(
     tuned = tuple(axis for axis in axes if axis.field not in given) if deep else ()
     fixed = {axis.field: axis.center for axis in axes if axis not in tuned}
     rates = Axis(RATE, rate or center, start=start, most=start + 3 if start > 1 else 1)
-    return Arm(task, {**fixed, **given}, Search((rates, *tuned), seeds))
+    search = Search((rates, *tuned), seeds)
+    if deep:  # the second axis is a rate too, or a list of values
+        search = search._replace(together=1 if tuned[0].values else 2)
+    return Arm(task, {**fixed, **given}, search)
 
 
 def grid(

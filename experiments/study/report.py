@@ -27,18 +27,20 @@ runs; nothing on this page is typed by hand. The table of methods and the headli
 `docs/which.md`, `docs/results.md` and the README are made of the same runs.
 
 All arms of a claim are tuned by one rule: rates a factor of 2 apart, until the best
-lies inside; where a claim says so then, from three values on in the same way, the rate
-of the other leaves (a factor of 2) and the weight decay (a factor of 3); the best by
-the mean over the seeds 0, 1 and 2, which decide weights and order of the data. "At the
-edge" names values that are the lowest or highest of those tried. Differences are paired
-by seed, with Student's interval at 95%; with three seeds that is 2.5 times the standard
-deviation of the differences to both sides, which leaves many small gains undecided.
-Gains are in nats of validation loss, positive for a lower loss; they and the steps to a
-loss are against the first arm of each table. The work of a training step is counted;
-times are not shown, since several machines made the runs, and often busy ones. "Rate
-off by 2" is how much higher the loss is at half and at twice the rate, on average. The
-sensitivity, where all arms have the same grid, is the mean of the loss over all rates
-less the lowest. A claim is decided by its rule, which was there before its runs.
+lies inside. Where a method is tuned whole, then come, from three values on in the same
+way, the rate of the other leaves (a factor of 2) and the weight decay (a factor of 3);
+at the end these two rates move once more, each alone and both together, until no step
+of a factor of 2 is better. The best is that of the mean over the seeds 0, 1 and 2,
+which decide weights and order of the data. "At the edge" names values that are the
+lowest or highest of those tried. Differences are paired by seed, with Student's
+interval at 95%; with three seeds that is 2.5 times the standard deviation of the
+differences to both sides, which leaves many small gains undecided. Gains are in nats of
+validation loss, positive for a lower loss; they and the steps to a loss are against the
+first arm of each table. The work of a training step is counted; times are not shown,
+since several machines made the runs, and often busy ones. "Rate off by 2" is how much
+higher the loss is at half and at twice the rate, on average, all else as it is tuned.
+The sensitivity, where all arms have the same grid, is the mean of the loss over all
+rates less the lowest. A claim is decided by its rule, which was there before its runs.
 
 Figures over rates show them as they were tried first, all else at its centre: lines are
 the first seed, small points the other seeds, crosses losses above the axis, and a star

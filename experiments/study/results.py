@@ -127,12 +127,15 @@ class Tried:
     def off_by_two(self) -> float | None:
         """How much higher the loss is at half and at twice the chosen rate: the mean.
 
-        In nats, with the first seed and all else at its centre, as the rates were
-        tried; None without runs at all three.
+        In nats, with the first seed and all else as it was chosen; None without runs
+        at all three.
         """
+        if not self.best:
+            return None
+        along = self._along_rates(self.best)
         by_rate = {
             row.overrides[RATE]: row.capped
-            for (_, seed), row in self.rates.items()
+            for (_, seed), row in along.items()
             if not seed
         }
         best = self.chosen.get(RATE)
@@ -148,13 +151,17 @@ class Tried:
     @property
     def rates(self) -> dict[tuple[Values, int], Row]:
         """The runs that differ in rate and seed only, with all else at its centre."""
+        return self._along_rates(tuple(axis.center for axis in self.arm.search.axes))
+
+    def _along_rates(self, values: Values) -> dict[tuple[Values, int], Row]:
+        """The runs that differ from a trial in rate and seed only."""
 
         def others(values: Values) -> Values:
             pairs = zip(self.arm.search.axes, values, strict=True)
             return tuple(x for axis, x in pairs if axis.field != RATE)
 
-        centers = others(tuple(axis.center for axis in self.arm.search.axes))
-        return {t: row for t, row in self.rows.items() if others(t[0]) == centers}
+        all_else = others(values)
+        return {t: row for t, row in self.rows.items() if others(t[0]) == all_else}
 
     def point(self, values: Values) -> dict[str, Any]:
         """The fields of a trial."""

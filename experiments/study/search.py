@@ -2,11 +2,14 @@
 
 Axis by axis, in their order: values a factor apart about a centre, with one seed, and
 more on the side where the best lies until it has a neighbour on both; the axis then
-stays at its best. The other seeds come last, at the best trial and at the second best
-if that is close. Nothing but the losses decides, so that a search goes on from a table
-of runs as if it had never stopped.
+stays at its best. At the end the first axes may be moved once more, alone and together,
+since rates of different leaves go hand in hand. The other seeds come last, at the best
+trial and at the second best if that is close. Nothing but the losses decides, so that a
+search goes on from a table of runs as if it had never stopped.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ Losses = Mapping[tuple[Values, int], float]
 # A second best whose loss is higher by less than this share gets all seeds too.
 _CLOSE = 0.005
 _DIGITS = 4
+# How often the first axes may move at the end.
+_MOVES = 8
 
 
 class Axis(NamedTuple):
@@ -50,6 +55,11 @@ class Axis(NamedTuple):
             return self.values[place]
         return float(f"{self.center * self.factor**place:.{_DIGITS}g}")
 
+    def moved(self, value: float, places: int) -> float:
+        """The value so many places from one of the grid."""
+        place = round(math.log(value / self.center, self.factor))
+        return self.value(place + places)
+
 
 class Search(NamedTuple):
     """What is tried for an arm.
@@ -58,11 +68,14 @@ class Search(NamedTuple):
       axes: in the order of their tuning.
       seeds: how many the best trial gets.
       everywhere: whether all trials get all seeds.
+      together: how many of the first axes move once more at the end, until no
+        neighbour is better; they are grids.
     """
 
     axes: tuple[Axis, ...]
     seeds: int = 3
     everywhere: bool = False
+    together: int = 0
 
 
 def wanted(search: Search, losses: Losses) -> list[tuple[Values, int]]:
@@ -127,8 +140,51 @@ def _walk(
         if edge and len(line) > 1 and not axis.values:
             at_edge[axis.field] = "lowest" if edge < 0 else "highest"
         values = lowest
+    if search.together:
+        return _move(search, values, losses, tried, at_edge)
     missing = [values] if not search.axes and (values, 0) not in losses else []
     return missing, tried, at_edge
+
+
+def _move(
+    search: Search,
+    values: Values,
+    losses: Losses,
+    tried: list[Values],
+    at_edge: dict[str, str],
+) -> tuple[list[Values], list[Values], dict[str, str]]:
+    """The end of a walk: to the best neighbour, until none is better."""
+    axes = search.axes[: search.together]
+    others = {axis.field for axis in search.axes[search.together :]}
+    at_edge = {name: edge for name, edge in at_edge.items() if name in others}
+    went: dict[str, str] = {}
+    for _ in range(_MOVES):
+        near = _neighbours(axes, values)
+        tried += [trial for trial in near if trial not in tried]
+        missing = [trial for trial in near if (trial, 0) not in losses]
+        if missing:
+            return missing, tried, at_edge
+        lowest = min((values, *near), key=lambda trial: losses[trial, 0])
+        if lowest == values:
+            return [], tried, at_edge
+        went = {
+            axis.field: "lowest" if new < old else "highest"
+            for axis, old, new in zip(axes, values, lowest, strict=False)
+            if new != old
+        }
+        values = lowest
+    return [], tried, at_edge | went
+
+
+def _neighbours(axes: Sequence[Axis], values: Values) -> list[Values]:
+    """One place down or up along each of some axes, in the same direction."""
+    found = []
+    for steps in itertools.product((0, 1), repeat=len(axes)):
+        for sign in (-1, 1) if any(steps) else ():
+            pairs = zip(axes, values, steps, strict=False)
+            new = (axis.moved(value, sign * step) for axis, value, step in pairs)
+            found.append((*new, *values[len(axes) :]))
+    return found
 
 
 def _with(values: Values, place: int, value: float) -> Values:

@@ -96,6 +96,30 @@ def test_a_close_second_gets_all_seeds_and_the_mean_decides():
     assert len(everywhere) == 4 * 3
 
 
+def test_rates_that_go_hand_in_hand_are_found_at_the_end():
+    def valley(values, seed):
+        # Neither rate is better alone; the decay is tuned between.
+        a, b, decay = (math.log2(x) for x in values)
+        return 3 + 4 * (a - b) ** 2 + 0.1 * (a + b - 6) ** 2 + decay**2
+
+    axes = (Axis(RATE, 1.0), Axis(OTHERS, 1.0), Axis(DECAY, 1.0))
+    alone, found = Search(axes, seeds=1), Search(axes, seeds=1, together=2)
+    assert search.best(alone, walked(alone, valley)[1]) == (1.0, 1.0, 1.0)
+    order, losses = walked(found, valley)
+    assert search.best(found, losses) == (8.0, 8.0, 1.0)
+    assert search.edges(found, losses) == {}
+    # All six neighbours of the best were tried, and none at another decay.
+    near = {(x, y, 1.0) for x in (4, 8, 16) for y in (4, 8, 16)} - {
+        (4, 16, 1),
+        (16, 4, 1),
+    }
+    assert near <= {values for values, _ in order}
+    # One that would go on for ever ends, and says so.
+    down = lambda values, seed: 100 - math.log(values[0] * values[1])  # noqa: E731
+    order, losses = walked(found, down)
+    assert search.edges(found, losses)[RATE] == "highest"
+
+
 def test_divergence_sends_the_search_down_and_ends_it():
     asked = Search((Axis(RATE, 1.0, start=3, most=6),), seeds=2)
     order, losses = walked(asked, lambda values, seed: math.inf)

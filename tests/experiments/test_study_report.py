@@ -116,7 +116,11 @@ def test_rates_are_those_before_other_values_were_tuned():
     assert {values[1] for values, _ in tried.rates} == {0.1}
     assert tried.sensitivities == pytest.approx([0.2 / 3])
     assert not results.sensitivities
-    assert tried.off_by_two == pytest.approx(0.1)
+    assert tried.off_by_two is None  # half and twice the rate had another decay
+    again = {"tuned": Arm("small", {}, Search(axes, 3, together=1))}
+    moved = Results(again, table.by_key(rows_of(again, loss)))["tuned"]
+    assert moved.chosen == tried.chosen
+    assert moved.off_by_two == pytest.approx(0.1)
     # The line has the rates as they were tried, and the best trial is beside it.
     (line,) = results.lines()
     shown = [(run.rate, run.loss) for run in line.runs if not run.config["seed"]]

@@ -1,4 +1,4 @@
-"""The power of LANTON's ratio, where all of its rates are large."""
+"""The power of LANTON's ratio."""
 
 from experiments.study import rules
 from experiments.study.methods import arm
@@ -10,10 +10,8 @@ SOURCE = """
 LANTON, arXiv 2510.14009, has the root; no code of it is released
 """
 RULE = """
-At twice the rate that was best for the root in the claim lanton, where the search went
-one field at a time; the rate of the embedding and the weight decay are tuned again. It
-holds if exponent 1 ends at a lower loss than exponent 1/2 and than no adaptation, each
-by an interval above 0, and does not if one interval lies at or below 0.
+It holds if exponent 1 ends at a lower loss than exponent 1/2 and than no adaptation,
+each by an interval above 0, and does not if one interval lies at or below 0.
 """
 
 _EXPONENTS = {"no adaptation": 0.0, "exponent 1/2": 0.5, "exponent 1": 1.0}
@@ -21,13 +19,7 @@ _EXPONENTS = {"no adaptation": 0.0, "exponent 1/2": 0.5, "exponent 1": 1.0}
 
 def trials():
     return {
-        name: arm(
-            "lanton",
-            {"optimizer.kwargs.exponent": exponent},
-            rate=2e-2,
-            start=1,
-            deep=True,
-        )
+        name: arm("lanton", {"optimizer.kwargs.exponent": exponent}, deep=True)
         for name, exponent in _EXPONENTS.items()
     }
 
