@@ -13,10 +13,10 @@ _WIDTHS = {"60M": 512, "130M": 768}
 # Rate, rate of the other leaves, weight decay.
 _BEST = {
     "adamw": (4e-3, None, 0.3),
-    "muon": (0.01, 0.016, 0.3),
+    "muon": (0.02, 0.016, 0.3),
     "cosmos": (2e-3, 0.064, 1.37e-4),
-    "root": (0.01, 0.032, 0.1),
-    "soap": (8e-3, 4e-3, 0.3),
+    "root": (0.01, 0.064, 0.0333),
+    "soap": (0.016, 8e-3, 0.3),
 }
 
 

@@ -26,7 +26,7 @@ Scion's own arguments. COSMOS has a rank of 8, SPAM resets at every 100 steps,
 Stable-SPAM at every 200. The gain over AdamW is in nats of validation loss, with its
 95% interval over the seeds. State and FLOPs of a training step, which has only 1,024
 tokens, are over AdamW's. The last column says how much higher the loss is, on average,
-at half and at twice the best rate.
+at half and at twice the best rate, where both were tried.
 """
 
 
