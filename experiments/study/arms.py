@@ -16,6 +16,8 @@ DECAY = "optimizer.weight_decay"
 OTHERS = "optimizer.adam_learning_rate"
 # The fields that others follow from.
 _NAMES = tuple(field for section in choices.FIELDS.values() for field in section)
+# Losses are compared where task and these are alike.
+_SETTING = ("train.steps", "train.batch_size", "model.width")
 # Where the gradient norms are kept that a refined schedule reads, by their run.
 NORMS = "results/study/norms"
 
@@ -105,6 +107,12 @@ class Arm(NamedTuple):
             for x, value in fields.items()
             if x == RATE or value != plain.get(x, ...)
         }
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """Of the data, the size of the model and the budget, what is set."""
+        own = {x: self.overrides[x] for x in _SETTING if x in self.overrides}
+        return {**TASKS[self.task].overrides, **own}
 
     @property
     def config(self) -> str:

@@ -62,10 +62,19 @@ def curves(results: Results, names: Sequence[str]) -> Figure:
     return drawn.figure(functools.partial(drawn.draw_losses, methods=chosen))
 
 
+def known_gains(results: Results) -> dict[str, rules.Interval]:
+    """Arm -> its gain over the first arm of its setting, where both have runs."""
+    found = {}
+    for name, tried in results.items():
+        base = results.base(tried)
+        if base is not tried and (gain := rules.gain(tried, base)):
+            found[name] = gain
+    return found
+
+
 def gains(results: Results) -> Figure | None:
-    """How much lower each arm's loss is than that of the first, with its interval."""
-    first, *others = results.values()
-    found = {x.name: gain for x in others if (gain := rules.gain(x, first))}
+    """How much lower each arm's loss is than its base's, with its interval."""
+    found = known_gains(results)
     if not found:
         return None
 
@@ -78,7 +87,8 @@ def gains(results: Results) -> Figure | None:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(places, [escape.label(name) for name in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
-        name = escape.label(first.name)
+        bases = {results.base(results[name]).name for name in found}
+        name = escape.label(*bases) if len(bases) == 1 else "the first of its setting"
         axes.set(xlabel=f"gain over {name} (nats of loss, 95% interval)")
 
     made = drawn.figure(draw)

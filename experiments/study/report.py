@@ -36,11 +36,12 @@ lowest or highest of those tried. Differences are paired by seed, with Student's
 interval at 95%; with three seeds that is 2.5 times the standard deviation of the
 differences to both sides, which leaves many small gains undecided. Gains are in nats of
 validation loss, positive for a lower loss; they and the steps to a loss are against the
-first arm of each table. The work of a training step is counted; times are not shown,
-since several machines made the runs, and often busy ones. "Rate off by 2" is how much
-higher the loss is at half and at twice the rate, on average, all else as it is tuned.
-The sensitivity, where all arms have the same grid, is the mean of the loss over all
-rates less the lowest. A claim is decided by its rule, which was there before its runs.
+first arm of each table that has the same task, width, batch and number of steps. The
+work of a training step is counted; times are not shown, since several machines made the
+runs, and often busy ones. "Rate off by 2" is how much higher the loss is at half and at
+twice the rate, on average, all else as it is tuned. The sensitivity, where all arms
+have the same grid, is the mean of the loss over all rates less the lowest. A claim is
+decided by its rule, which was there before its runs.
 
 Figures over rates show them as they were tried first, all else at its centre: lines are
 the first seed, small points the other seeds, crosses losses above the axis, and a star
@@ -159,11 +160,11 @@ def _section(claim: Claim, results: Results, verdict: Verdict) -> str:
 
 
 def _rows(results: Results) -> dict[str, dict[str, Any]]:
-    """Arm -> its numbers, against the first arm."""
-    first = next(iter(results.values()))
+    """Arm -> its numbers, against the first arm of its setting."""
     known = results.sensitivities
     return {
-        name: _row(tried, first, known.get(name)) for name, tried in results.items()
+        name: _row(tried, results.base(tried), known.get(name))
+        for name, tried in results.items()
     }
 
 
@@ -210,8 +211,7 @@ def _shown(value: Any) -> str:
 def _drawn(claim: Claim, results: Results) -> dict[str, Callable[..., Any]]:
     """Name -> what draws it: the claim's figure, and the gains where seeds allow."""
     made = {claim.name: claim.figure}
-    first, *others = results.values()
-    if any(rules.gain(tried, first) for tried in others):
+    if figures.known_gains(results):
         made[f"{claim.name}_gains"] = figures.gains
     return made
 

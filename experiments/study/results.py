@@ -200,6 +200,10 @@ class Results(dict[str, Tried]):
         """Whether all trials of all arms get all seeds."""
         return all(tried.arm.search.everywhere for tried in self.values())
 
+    def base(self, tried: Tried) -> Tried:
+        """The first arm of the same setting, which the arm is compared with."""
+        return next(x for x in self.values() if x.arm.setting == tried.arm.setting)
+
     def tuned(self) -> list[Method]:
         """The arms at their best trials, as a report has its methods."""
         return self._methods({x.name: x.runs.values() for x in self.values()})

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments import demo
-from experiments.study import advice, claims, plan, report, rules, table
+from experiments.study import advice, claims, figures, plan, report, rules, table
 from experiments.study.arms import DECAY, OTHERS, RATE, Arm
 from experiments.study.results import Results, Tried
 from experiments.study.search import Axis, Search
@@ -101,6 +101,29 @@ def test_sensitivity_has_an_interval_over_seeds():
     assert results.sensitivities["muon"] == pytest.approx(0.1 * share)
     assert rules.less_sensitive(results, "muon", "adamw").word == rules.HOLDS
     assert rules.less_sensitive(results, "adamw", "muon").word == rules.FAILS
+
+
+@pytest.mark.usefixtures("own_files")
+def test_gains_are_over_the_first_arm_of_the_same_setting():
+    def arm(task, batch, name="adamw"):
+        fields = {"train.batch_size": batch, "optimizer.name": name}
+        return Arm(task, fields, Search((Axis(RATE, 1.0, start=1, most=1),), 3))
+
+    asked = {
+        "plain, 2": arm("small", 2),
+        "plain, 8": arm("small", 8),
+        "other, 2": arm("combined", 2, "lanton_cosmos"),  # the same data
+        "other, 8": arm("small", 8, "muon"),
+        "larger": arm("medium", 8),
+    }
+    losses = dict(zip(asked, (3.0, 2.0, 2.9, 1.8, 1.0), strict=True))
+    known = {}
+    for name, loss in losses.items():
+        rows = rows_of({name: asked[name]}, lambda values, seed, loss=loss: loss)
+        known |= table.by_key(rows)
+    results = Results(asked, known)
+    gains = {name: gain.mean for name, gain in figures.known_gains(results).items()}
+    assert gains == pytest.approx({"other, 2": 0.1, "other, 8": 0.2})
 
 
 def test_rates_are_those_before_other_values_were_tuned():
