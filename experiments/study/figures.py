@@ -62,19 +62,9 @@ def curves(results: Results, names: Sequence[str]) -> Figure:
     return drawn.figure(functools.partial(drawn.draw_losses, methods=chosen))
 
 
-def known_gains(results: Results) -> dict[str, rules.Interval]:
-    """Arm -> its gain over the first arm of its setting, where both have runs."""
-    found = {}
-    for name, tried in results.items():
-        base = results.base(tried)
-        if base is not tried and (gain := rules.gain(tried, base)):
-            found[name] = gain
-    return found
-
-
 def gains(results: Results) -> Figure | None:
     """How much lower each arm's loss is than its base's, with its interval."""
-    found = known_gains(results)
+    found = rules.gains(results)
     if not found:
         return None
 

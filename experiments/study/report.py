@@ -27,7 +27,7 @@ runs; nothing on this page is typed by hand. The table of methods and the headli
 `docs/which.md`, `docs/results.md` and the README are made of the same runs.
 
 All arms of a claim are tuned by one rule: rates a factor of 2 apart, until the best
-lies inside. Where a method is tuned whole, then come, from three values on in the same
+lies inside. Where all of a method is tuned, then come, from three values on in the same
 way, the rate of the other leaves (a factor of 2) and the weight decay (a factor of 3);
 at the end these two rates move once more, each alone and both together, until no step
 of a factor of 2 is better. The best is that of the mean over the seeds 0, 1 and 2,
@@ -168,9 +168,9 @@ def _rows(results: Results) -> dict[str, dict[str, Any]]:
     }
 
 
-def _row(tried: Tried, first: Tried, sensitivity: float | None) -> dict[str, Any]:
-    gain = rules.gain(tried, first) if tried is not first else None
-    faster = rules.speedup(tried, first) if tried is not first else None
+def _row(tried: Tried, base: Tried, sensitivity: float | None) -> dict[str, Any]:
+    gain = rules.gain(tried, base) if tried is not base else None
+    faster = rules.speedup(tried, base) if tried is not base else None
     rate = tried.chosen.get(RATE)
     if rate is None:
         rate = tried.arm.overrides.get(RATE)
@@ -211,7 +211,7 @@ def _shown(value: Any) -> str:
 def _drawn(claim: Claim, results: Results) -> dict[str, Callable[..., Any]]:
     """Name -> what draws it: the claim's figure, and the gains where seeds allow."""
     made = {claim.name: claim.figure}
-    if figures.known_gains(results):
+    if rules.gains(results):
         made[f"{claim.name}_gains"] = figures.gains
     return made
 

@@ -74,6 +74,16 @@ def gain(first: Tried, second: Tried) -> Interval | None:
     return interval([b - a for a, b in pairs])
 
 
+def gains(results: Results) -> dict[str, Interval]:
+    """Arm -> its gain over the first arm of its setting, where both have runs."""
+    found = {}
+    for name, tried in results.items():
+        base = results.base(tried)
+        if base is not tried and (known := gain(tried, base)):
+            found[name] = known
+    return found
+
+
 def steps_to(row: Row, target: float) -> float:
     """The steps to a loss, between two evaluations on a straight line; inf if never."""
     before = (1, row.initial_loss if row.initial_loss is not None else math.inf)

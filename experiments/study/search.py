@@ -3,9 +3,9 @@
 Axis by axis, in their order: values a factor apart about a centre, with one seed, and
 more on the side where the best lies until it has a neighbour on both; the axis then
 stays at its best. At the end the first axes may be moved once more, alone and together,
-since rates of different leaves go hand in hand. The other seeds come last, at the best
-trial and at the second best if that is close. Nothing but the losses decides, so that a
-search goes on from a table of runs as if it had never stopped.
+since rates of different leaves depend on each other. The other seeds come last, at the
+best trial and at the second best if that is close. Nothing but the losses decides, so
+that a search goes on from a table of runs as if it had never stopped.
 """
 
 import itertools
@@ -56,7 +56,7 @@ class Axis(NamedTuple):
         return float(f"{self.center * self.factor**place:.{_DIGITS}g}")
 
     def moved(self, value: float, places: int) -> float:
-        """The value so many places from one of the grid."""
+        """The value some places above one of the grid, or below for negative places."""
         place = round(math.log(value / self.center, self.factor))
         return self.value(place + places)
 

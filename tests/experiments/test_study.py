@@ -96,7 +96,7 @@ def test_a_close_second_gets_all_seeds_and_the_mean_decides():
     assert len(everywhere) == 4 * 3
 
 
-def test_rates_that_go_hand_in_hand_are_found_at_the_end():
+def test_rates_that_depend_on_each_other_are_found_at_the_end():
     def valley(values, seed):
         # Neither rate is better alone; the decay is tuned between.
         a, b, decay = (math.log2(x) for x in values)
@@ -114,7 +114,7 @@ def test_rates_that_go_hand_in_hand_are_found_at_the_end():
         (16, 4, 1),
     }
     assert near <= {values for values, _ in order}
-    # One that would go on for ever ends, and says so.
+    # A search that would never end stops, and says so.
     down = lambda values, seed: 100 - math.log(values[0] * values[1])  # noqa: E731
     order, losses = walked(found, down)
     assert search.edges(found, losses)[RATE] == "highest"

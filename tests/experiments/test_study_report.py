@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments import demo
-from experiments.study import advice, claims, figures, plan, report, rules, table
+from experiments.study import advice, claims, plan, report, rules, table
 from experiments.study.arms import DECAY, OTHERS, RATE, Arm
 from experiments.study.results import Results, Tried
 from experiments.study.search import Axis, Search
@@ -122,7 +122,7 @@ def test_gains_are_over_the_first_arm_of_the_same_setting():
         rows = rows_of({name: asked[name]}, lambda values, seed, loss=loss: loss)
         known |= table.by_key(rows)
     results = Results(asked, known)
-    gains = {name: gain.mean for name, gain in figures.known_gains(results).items()}
+    gains = {name: gain.mean for name, gain in rules.gains(results).items()}
     assert gains == pytest.approx({"other, 2": 0.1, "other, 8": 0.2})
 
 
